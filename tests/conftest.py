@@ -1,0 +1,37 @@
+"""What holds for every test: two threads, no network, and our torchvision hook in place before anything imports it."""
+
+import os
+
+# Before torch and the hub library are first imported, or they do not notice.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["MPLBACKEND"] = "Agg"
+
+import sige  # noqa: E402, F401  (installs the hook)
+
+_MARKERS = {
+    "slow": "takes more than five seconds; `-m 'not slow'` leaves it out",
+    "gpu": "needs an NVIDIA GPU; deselected, and counted as such, where there is none",
+}
+
+
+def pytest_configure(config):
+    for name, meaning in _MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect the tests marked ``gpu`` on a machine without one."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        items[:] = [item for item in items if item not in wanting]
+        config.hook.pytest_deselected(items=wanting)
