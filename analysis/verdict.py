@@ -1,0 +1,279 @@
+"""One verdict for each number of the papers, from the rows that were measured here.
+
+Only rows with provenance ``measured`` and status ``ok`` decide. A shipped row is shown in its own column. A paper's
+milliseconds or speed-ups on a machine that is not at hand are called not comparable, with what was measured beside.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sige.analysis.targets import Cell, Hardware, Targets
+
+VERDICTS = (
+    "reproduced",
+    "better",
+    "worse",
+    "ambiguous",
+    "not comparable",
+    "not run",
+    "published value not available",
+)
+COLUMNS = ["cell", "paper", "item", "label", "published", "unit", "measured", "lo", "hi", "relative_difference"]
+COLUMNS += ["tolerance", "verdict", "why", "source", "run_id", "shipped_value", "kind", "confidence", "note"]
+
+_LESS_IS_BETTER = ("macs", "latency", "fid", "lpips", "peak_memory", "state_bytes", "transfer")
+_MORE_IS_BETTER = ("macs_ratio", "speedup", "calls_per_second", "efficiency", "miou", "psnr", "clip")
+_MEASURED_HERE = ("macs", "dense_macs", "macs_ratio", "latency", "speedup", "efficiency", "psnr", "peak_memory", "edit_area")
+_MEASURED_HERE += ("state_bytes.total", "calls_per_second", "error_max", "error_rel_l2", "active_fraction")
+_TIMED = ("latency", "speedup", "calls_per_second")
+_UNITS = {
+    ("G", "M"): 1e3,
+    ("ms", "s"): 1e-3,
+    ("s", "ms"): 1e3,
+    ("MiB", "MB"): 1.048576,
+    ("MiB", "GB"): 1.048576e-3,
+    ("fraction", "%"): 100.0,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was measured for a cell, in the cell's unit; ``ambiguous`` says why it is no clean answer, or is empty."""
+
+    value: float
+    lo: float
+    hi: float
+    run_id: str
+    device: str
+    ambiguous: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Names of the models and methods the project can run, to tell "not built yet" from "not run yet"."""
+
+    models: frozenset[str]
+    methods: frozenset[str]
+
+
+def judge(table: pd.DataFrame, targets: Targets, known: Known | None = None) -> pd.DataFrame:
+    """Return one row a cell with the columns :data:`COLUMNS`; ``table`` follows :mod:`sige.analysis.schema`.
+
+    ``known`` defaults to the project's ``conf/model`` and ``conf/method`` and whatever was run in the table.
+    """
+    known = _known_names(table) if known is None else known
+    index = _Index(table)
+    return pd.DataFrame([_judge_cell(cell, index, targets, known) for cell in targets.cells.values()], columns=COLUMNS)
+
+
+def counts(verdicts: pd.DataFrame) -> dict[str, int]:
+    """Return how many cells have each verdict, every verdict named, also those at zero."""
+    found = verdicts["verdict"].value_counts()
+    return {verdict: int(found.get(verdict, 0)) for verdict in VERDICTS}
+
+
+def compare(measured: float, published: float, tolerance: float, direction: int, lo: float, hi: float) -> tuple[str, str]:
+    """Return (verdict, why) for a clean pair of numbers.
+
+    ``direction``: -1 where less is better, +1 where more is, 0 where neither. ``lo``, ``hi``: 95 % interval or NaN.
+    """
+    difference = (measured - published) / abs(published)
+    if abs(difference) <= tolerance:
+        return "reproduced", ""
+    sentence = f"{difference:+.1%} from the published value, tolerance {tolerance:.1%}"
+    slack = tolerance * abs(published)
+    if lo <= published + slack and hi >= published - slack:
+        return "ambiguous", f"{sentence}; the measured 95 % interval reaches into the tolerance"
+    if direction == 0:
+        return "ambiguous", f"{sentence}; neither direction is better for this quantity"
+    return ("better" if difference * direction > 0 else "worse"), sentence
+
+
+class _Index:
+    """The table's rows by provenance and metric, so that each cell looks at few rows."""
+
+    def __init__(self, table: pd.DataFrame):
+        ok = table["status"] == "ok"
+        measured = table["provenance"] == "measured"
+        self.measured = _by_metric(table[ok & measured])
+        self.shipped = _by_metric(table[ok & (table["provenance"] == "shipped")])
+        self.failed = table[~ok & measured]
+        self.empty = table.iloc[:0]
+
+
+def _by_metric(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    rows = rows.sort_values("started", kind="stable")
+    groups = dict(iter(rows.groupby("metric")))
+    groups[""] = rows
+    return groups
+
+
+def _judge_cell(cell: Cell, index: _Index, targets: Targets, known: Known) -> dict:
+    hardware = targets.hardware.get(cell.hardware)
+    answer = _answer(cell, index.measured, hardware)
+    elsewhere = _answer(cell, index.measured, None) if answer is None and hardware is not None else None
+    shipped = _answer(cell, index.shipped, hardware, by_policy=True)
+    verdict, why = _verdict(cell, answer, elsewhere, index, hardware, known)
+    shown = answer or elsewhere
+    difference = math.nan
+    if answer is not None and cell.value and verdict in ("reproduced", "better", "worse", "ambiguous"):
+        difference = (answer.value - cell.value) / abs(cell.value)
+    return {
+        "cell": cell.id,
+        "paper": cell.paper,
+        "item": cell.item,
+        "label": cell.label + ("" if hardware is None else f" · {hardware.name}"),
+        "published": math.nan if cell.value is None else cell.value,
+        "unit": cell.unit,
+        "measured": math.nan if shown is None else shown.value,
+        "lo": math.nan if shown is None else shown.lo,
+        "hi": math.nan if shown is None else shown.hi,
+        "relative_difference": difference,
+        "tolerance": cell.tolerance,
+        "verdict": verdict,
+        "why": why,
+        "source": cell.source,
+        "run_id": "" if shown is None else shown.run_id,
+        "shipped_value": math.nan if shipped is None else shipped.value,
+        "kind": cell.kind,
+        "confidence": cell.confidence,
+        "note": cell.note,
+    }
+
+
+def _verdict(
+    cell: Cell, answer: Answer | None, elsewhere: Answer | None, index: _Index, hardware: Hardware | None, known: Known
+) -> tuple[str, str]:
+    if cell.value is None:
+        return "published value not available", cell.note or "the value could not be recovered from any source at hand"
+    if cell.why_not_comparable:
+        return "not comparable", cell.why_not_comparable
+    if answer is None and elsewhere is not None:
+        return "not comparable", f"measured on {elsewhere.device or 'another machine'}, the paper on {hardware.name}"
+    if answer is None:
+        return "not run", _why_not_run(cell, index, hardware, known)
+    verdict, why = compare(answer.value, cell.value, cell.tolerance, _direction(cell), answer.lo, answer.hi)
+    if answer.ambiguous:
+        return "ambiguous", "; ".join(text for text in (answer.ambiguous, why) if text)
+    return verdict, why
+
+
+def _direction(cell: Cell) -> int:
+    if cell.metric.startswith("macs") and cell.method.startswith("dense"):
+        return 0
+    if cell.metric.startswith(_MORE_IS_BETTER):
+        return 1
+    return -1 if cell.metric.startswith(_LESS_IS_BETTER) else 0
+
+
+def _answer(cell: Cell, rows: dict[str, pd.DataFrame], hardware: Hardware | None, by_policy: bool = False) -> Answer | None:
+    if cell.against:
+        return _ratio_against(cell, rows, hardware, by_policy)
+    answer = _find(cell, rows, hardware, by_policy, cell.metric)
+    if answer is None and cell.metric == "calls_per_second":
+        answer = _find(cell, rows, hardware, by_policy, "latency", unit="s")
+        if answer is not None:
+            answer = Answer(1 / answer.value, 1 / answer.hi, 1 / answer.lo, answer.run_id, answer.device, answer.ambiguous)
+    return answer
+
+
+def _ratio_against(cell: Cell, rows: dict, hardware: Hardware | None, by_policy: bool) -> Answer | None:
+    """A ratio against another model: its dense value divided by this cell's own, both from rows of this table."""
+    metric, unit = ("macs", "G") if cell.metric == "macs_ratio" else ("latency", "ms")
+    own = _find(cell, rows, hardware, by_policy, metric, unit=unit)
+    base = _find(cell, rows, hardware, by_policy, metric, unit=unit, change={"model": cell.against, "method": "dense"})
+    if own is None or base is None:
+        return None
+    return Answer(base.value / own.value, math.nan, math.nan, own.run_id, own.device, own.ambiguous)
+
+
+def _find(
+    cell: Cell,
+    rows: dict[str, pd.DataFrame],
+    hardware: Hardware | None,
+    by_policy: bool,
+    metric: str,
+    unit: str = "",
+    change: dict | None = None,
+) -> Answer | None:
+    """Return the newest row that answers the cell, trying its ways of matching best first."""
+    for fields, ambiguous in cell.matches:
+        fields = dict(fields)
+        if fields.get("metric") == cell.metric:
+            fields["metric"] = metric
+        if change:
+            fields.update(change)
+            fields.pop("edit", None)
+        column = fields.pop("column", "value")
+        found = rows.get(fields.pop("metric", ""))
+        if found is None:
+            continue
+        for name, wanted in fields.items():
+            same = found[name] == wanted
+            found = found[same | (found["policy"] == wanted)] if by_policy and name == "method" else found[same]
+        if hardware is not None and len(found):
+            found = found[_on(found, hardware)]
+        if metric in _TIMED:
+            found = found[found["dtype"] == "float32"]
+        found = found[found[column].notna()]
+        if len(found):
+            row = found.iloc[-1]
+            factor = _factor("fraction" if column == "edit_area" else row["unit"], unit or cell.unit)
+            interval = (row["lo"] * factor, row["hi"] * factor) if column == "value" else (math.nan, math.nan)
+            return Answer(row[column] * factor, *interval, row["run_id"], row["device"] or row["hardware"], ambiguous)
+    return None
+
+
+def _on(rows: pd.DataFrame, hardware: Hardware) -> pd.Series:
+    """Rows that were measured on a paper's machine: by its configuration name, or by what the device calls itself."""
+    by_device = rows["device"].str.contains(hardware.device, regex=False)
+    if hardware.backend:
+        by_device &= rows["hardware"] == hardware.backend
+    return (rows["hardware"] == hardware.id) | by_device
+
+
+def _factor(have: str, want: str) -> float:
+    return _UNITS.get((have, want), 1.0)
+
+
+def _why_not_run(cell: Cell, index: _Index, hardware: Hardware | None, known: Known) -> str:
+    failed = index.failed
+    edits = {fields["edit"] for fields, _ in cell.matches if "edit" in fields}
+    for name, wanted in (("model", {cell.model}), ("method", {cell.method}), ("edit", edits)):
+        if wanted and wanted != {"any"}:
+            failed = failed[failed[name].isin(wanted)]
+    if len(failed):
+        row = failed.iloc[-1]
+        return f"failed ({row['status']}): {row['reason']}"
+    gates = index.measured.get("gate", index.empty)
+    red = gates[(gates["model"] == cell.model) & (gates["method"] == cell.method) & (gates["value"] == 0)]
+    red = red[red["edit"].isin(edits)]
+    if len(red) and cell.metric in ("speedup", "efficiency", "calls_per_second"):
+        return f"blanked: the correctness gate is red ({red.iloc[-1]['reason'] or 'error above its bound'})"
+    if cell.needs:
+        return "needs " + " and ".join(cell.needs)
+    if cell.model != "any" and cell.model not in known.models:
+        return f"the model {cell.model} is not in the project yet"
+    if cell.method != "any" and cell.method not in known.methods:
+        return f"the method {cell.method} is not in the project yet"
+    if not cell.metric.startswith(_MEASURED_HERE) or cell.metric.startswith(("macs_by_kind", "edit_area_")):
+        return f"{cell.metric} is not measured by the project yet"
+    if hardware is not None:
+        return f"needs {hardware.name}"
+    return "no such run in this table"
+
+
+def _known_names(table: pd.DataFrame) -> Known:
+    from sige.analysis.targets import TargetError, configuration_folder
+
+    names = []
+    for part in ("model", "method"):
+        seen = set(table.loc[table["provenance"] == "measured", part]) - {""}
+        try:
+            seen |= {path.stem for path in configuration_folder(part).glob("*.yaml")}
+        except TargetError:
+            pass  # a package without that configuration group: what the table names is all there is
+        names.append(frozenset(seen))
+    return Known(*names)
