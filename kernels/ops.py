@@ -1,0 +1,114 @@
+"""The operators of the engine: one schema, one fake implementation, one MAC formula each.
+
+Everything works on *rows*: a feature map of shape (B, C, H, W) is kept channels-last as a matrix of ``B*H*W`` rows with
+``C`` columns, and an edit touches some of the rows. Flat row numbers are ``(b*H + y)*W + x``.
+
+The operators are registered with ``torch.library`` under ``torch.ops.sige`` so that dispatch modes (MAC counters, fake
+tensors, profilers) see them by name. Each call goes to the backend that ``sige.kernels.backends`` names for its device.
+"""
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from sige.kernels import backends
+
+_library = torch.library.Library("sige", "DEF")
+_library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
+_library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
+_library.define("conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups) -> Tensor")
+_library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor")
+_library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
+_library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
+
+
+def _run(operator):
+    def call(*args):
+        return backends.implementation(operator, args[0].device.type)(*args)
+
+    return call
+
+
+for _operator in ("gather_rows", "scatter_rows_", "conv_rows", "linear_rows", "affine_rows", "tile_moments"):
+    for _key in ("CPU", "CUDA", "MPS"):
+        _library.impl(_operator, _run(_operator), _key)
+
+
+@torch.library.register_fake("sige::gather_rows", lib=_library)
+def _(source, index):
+    return source.new_empty(index.numel(), source.shape[1])
+
+
+@torch.library.register_fake("sige::scatter_rows_", lib=_library)
+def _(target, index, rows):
+    return None
+
+
+@torch.library.register_fake("sige::conv_rows", lib=_library)
+def _(source, index, weight, bias, groups):
+    return weight.new_empty(index.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("sige::linear_rows", lib=_library)
+def _(rows, weight, bias):
+    return rows.new_empty(rows.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("sige::affine_rows", lib=_library)
+def _(rows, scale, shift, sample):
+    return torch.empty_like(rows)
+
+
+@torch.library.register_fake("sige::tile_moments", lib=_library)
+def _(rows, tiles, groups):
+    moments = rows.new_empty(tiles, groups, dtype=torch.float32)
+    return moments, torch.empty_like(moments)
+
+
+@register_flop_formula(torch.ops.sige.conv_rows)
+def _conv_rows_flops(source, index, weight, bias, groups, *, out_shape=None, **_):
+    return 2 * index[0] * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+@register_flop_formula(torch.ops.sige.linear_rows)
+def _linear_rows_flops(rows, weight, bias, *, out_shape=None, **_):
+    return 2 * rows[0] * weight[0] * weight[1]
+
+
+def gather_rows(source, index):
+    """Rows of a map: ``source`` (N, C), ``index`` (n,) int64 in [0, N). Returns (n, C)."""
+    return torch.ops.sige.gather_rows(source, index)
+
+
+def scatter_rows_(target, index, rows):
+    """Write ``rows`` (n, C) into ``target`` (N, C) at distinct row numbers ``index`` (n,), in place; nothing is copied."""
+    torch.ops.sige.scatter_rows_(target, index, rows)
+
+
+def conv_rows(source, index, weight, bias, groups=1):
+    """Convolution at chosen positions.
+
+    ``source`` (N, C) is the input map; ``index`` (n, kh*kw) int64 names, for each output position and each tap in row-major
+    order, the source row it reads, or -1 where the tap lies outside the map (zero padding); ``weight`` (O, C/groups, kh, kw);
+    ``bias`` (O,) or None. Stride, dilation, padding and nearest up-sampling are all in ``index``. ``source`` may be remembered in another
+    dtype than the weight's. Returns (n, O) in the weight's dtype.
+    """
+    return torch.ops.sige.conv_rows(source, index, weight, bias, groups)
+
+
+def linear_rows(rows, weight, bias):
+    """``rows`` (n, C) times ``weight`` (O, C) transposed, plus ``bias`` (O,) or None. Returns (n, O)."""
+    return torch.ops.sige.linear_rows(rows, weight, bias)
+
+
+def affine_rows(rows, scale, shift, sample=None):
+    """``rows * scale + shift`` with ``scale``/``shift`` (B, C) chosen by ``sample`` (n,), or (1, C) with ``sample`` None."""
+    return torch.ops.sige.affine_rows(rows, scale, shift, sample)
+
+
+def tile_moments(rows, tiles, groups):
+    """Mean and centred sum of squares of each tile and channel group.
+
+    ``rows`` (tiles*P, C) holds whole tiles of P positions, one after the other; the C channels form ``groups`` equal groups.
+    Returns two float32 tensors (tiles, groups), over P*C/groups values each.
+    """
+    return torch.ops.sige.tile_moments(rows, tiles, groups)

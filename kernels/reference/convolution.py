@@ -1,0 +1,26 @@
+"""Convolution and linear layer on rows, tap by tap in float32 or wider. The contract stands in ``sige.kernels.ops``."""
+
+import torch
+
+
+def conv_rows(source, index, weight, bias, groups):
+    wide = torch.promote_types(source.dtype, torch.float32)
+    out_channels, in_per_group, height, width = weight.shape
+    taps = weight.to(wide).reshape(groups, out_channels // groups, in_per_group, height * width)
+    total = torch.zeros(index.shape[0], groups, out_channels // groups, dtype=wide, device=source.device)
+    for tap in range(height * width):
+        inside = index[:, tap] >= 0
+        rows = source[index[:, tap].clamp(min=0)].to(wide) * inside[:, None]
+        total += torch.einsum("ngc,goc->ngo", rows.reshape(len(rows), groups, in_per_group), taps[..., tap])
+    result = total.reshape(index.shape[0], out_channels)
+    if bias is not None:
+        result = result + bias.to(wide)
+    return result.to(weight.dtype)
+
+
+def linear_rows(rows, weight, bias):
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    result = rows.to(wide) @ weight.to(wide).t()
+    if bias is not None:
+        result = result + bias.to(wide)
+    return result.to(rows.dtype)

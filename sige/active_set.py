@@ -1,0 +1,120 @@
+"""Active sets: which positions of a map an edit touches, sorted by sample and tile."""
+
+import torch
+
+
+class ActiveSet:
+    """Active positions of one resolution.
+
+    batch, height, width: the map's size.   count: number of active positions n.
+    index: (n,) int64 flat rows ``(b*H + y)*W + x``, distinct, sorted by sample; None on a full set (row i is position i).
+    tile: side of the tiles the set is made of when its rows come tile after tile (whole tiles only), else 0.
+    tile_index: (T,) int64 flat tile numbers in the grid of H/tile x W/tile tiles of each sample, or None.
+    segments: for each sample the (start, stop) of its rows.
+    overhang: (m, 3) sample, row and column of positions outside the map that are computed all the same and thrown away.
+    """
+
+    def __init__(self, batch, height, width, index=None, tile=0, tile_index=None, segments=None, device="cpu", overhang=None):
+        self.batch, self.height, self.width = batch, height, width
+        self.device = index.device if index is not None else torch.device(device)
+        self.index, self.tile, self.tile_index = index, tile, tile_index
+        self.full = index is None
+        self.overhang = overhang
+        area = height * width
+        self.count = batch * area if self.full else index.numel()
+        self.segments = [(b * area, (b + 1) * area) for b in range(batch)] if self.full else segments
+        self._row_of = None
+        self._sample = None
+        self._found = {}
+
+    @classmethod
+    def everything(cls, batch, height, width, device="cpu"):
+        """All positions, in row-major order."""
+        return cls(batch, height, width, device=device)
+
+    @classmethod
+    def from_tiles(cls, tiles, tile, height, width, overhang=False):
+        """Set of tiles from a bool grid (B, rows, columns) that covers the map (B, H, W) or more.
+
+        Positions outside the map are left out; with ``overhang`` they are listed as such.
+        """
+        batch, rows, columns = tiles.shape
+        tile_index = tiles.flatten().nonzero().flatten()
+        b = tile_index // (rows * columns)
+        y0 = tile_index // columns % rows * tile
+        x0 = tile_index % columns * tile
+        inner = torch.arange(tile, device=tiles.device)
+        y = (y0[:, None] + inner)[:, :, None]
+        x = (x0[:, None] + inner)[:, None, :]
+        flat = (b[:, None, None] * height + y) * width + x
+        inside = ((y < height) & (x < width)).expand_as(flat)
+        ragged = bool(height % tile or width % tile)
+        outside = None
+        if not bool(inside.all()):
+            if overhang:
+                where = torch.stack([place.expand_as(flat)[~inside] for place in (b[:, None, None], y, x)], 1)
+                outside = where if len(where) else None
+            tile_index = None if ragged else _regrid(tile_index[inside[:, 0, 0]], tiles.shape, height // tile, width // tile)
+            flat = flat[inside]
+        flat = flat.reshape(-1)
+        per_sample = torch.bincount(flat // (height * width), minlength=batch).tolist() if flat.numel() else [0] * batch
+        stops = torch.tensor(per_sample).cumsum(0).tolist()
+        segments = [(stop - n, stop) for n, stop in zip(per_sample, stops)]
+        if ragged:
+            tile, tile_index = 0, None
+        return cls(batch, height, width, flat, tile, tile_index, segments, overhang=outside)
+
+    @property
+    def computed(self):
+        """Number of positions that a convolution with this set computes, overhang included."""
+        return self.count + (0 if self.overhang is None else len(self.overhang))
+
+    @property
+    def shape(self):
+        return self.batch, self.height, self.width
+
+    @property
+    def positions(self):
+        """(n,) flat rows, also of a full set."""
+        if self.index is None:
+            self.index = torch.arange(self.count, device=self.device)
+        return self.index
+
+    def sample(self):
+        """(n,) int64 sample number of each row, or None when there is one sample only."""
+        if self.batch == 1:
+            return None
+        if self._sample is None:
+            self._sample = self.positions // (self.height * self.width)
+        return self._sample
+
+    def row_of(self):
+        """(B*H*W,) int64: the row that holds each position, -1 where it is not active."""
+        if self._row_of is None:
+            table = torch.full((self.batch * self.height * self.width,), -1, device=self.positions.device)
+            table[self.positions] = torch.arange(self.count, device=table.device)
+            self._row_of = table
+        return self._row_of
+
+    def rows_for(self, other):
+        """Row numbers in this set of the positions of ``other``; -1 where missing. Returns (rows, complete)."""
+        found = self._found.get(id(other))
+        if found is None:
+            rows = self.row_of()[other.positions]
+            found = (rows, bool((rows >= 0).all()), other)  # keeping `other` alive keeps its id its own
+            self._found[id(other)] = found
+        return found[0], found[1]
+
+    def mask(self):
+        """Bool (B, H, W) map of the set."""
+        if self.full:
+            return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        flat = torch.zeros(self.batch * self.height * self.width, dtype=torch.bool, device=self.index.device)
+        flat[self.index] = True
+        return flat.view(self.batch, self.height, self.width)
+
+
+def _regrid(tile_index, grid, rows, columns):
+    """Flat tile numbers of a grid (B, more rows, more columns) as those of a grid of ``rows`` x ``columns``."""
+    sample, row = tile_index // (grid[1] * grid[2]), tile_index // grid[2] % grid[1]
+    return (sample * rows + row) * columns + tile_index % grid[2]

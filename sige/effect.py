@@ -1,0 +1,34 @@
+"""What an edit did: the report that ``session.edit`` hands out."""
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass
+class Effect:
+    """Filled while the edit runs.
+
+    steps: forwards run.   macs, dense_macs: multiply-accumulates of convolutions, linear layers and attention products, over all
+    steps, as executed and as the whole model would have needed; normalisation and pointwise operators are not counted.
+    sparse_macs_by_kind: ``macs`` by kind (conv, linear, attention).
+    active: bool (B, H, W) at the output's resolution, what was recomputed in the last step; None before the first.
+    fallbacks: operators that ran dense for want of a rule, with the module that called them.
+    """
+
+    steps: int = 0
+    macs: int = 0
+    dense_macs: int = 0
+    sparse_macs_by_kind: dict = dataclasses.field(default_factory=lambda: {"conv": 0, "linear": 0, "attention": 0})
+    active: torch.Tensor | None = None
+    fallbacks: list = dataclasses.field(default_factory=list)
+
+    def add(self, macs, dense_macs, active, fallbacks):
+        """Account for one more step."""
+        self.steps += 1
+        self.macs += sum(macs.values())
+        self.dense_macs += sum(dense_macs.values())
+        for kind, count in macs.items():
+            self.sparse_macs_by_kind[kind] += count
+        self.active = active
+        self.fallbacks += [name for name in fallbacks if name not in self.fallbacks]

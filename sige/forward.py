@@ -1,0 +1,154 @@
+"""One forward pass that is being recorded or replayed sparsely: the state that the rules share."""
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from sige.active_tensor import ActiveTensor, full_rows, full_view, rows_at
+from sige.errors import PathError
+from sige.kernels import ops
+from sige.memory import describe
+
+
+class Forward:
+    """State of one forward pass.
+
+    recording: True while the pass is recorded: every set is full and what an edit will need is remembered.
+    path: the module path's stack, its last item the module that runs.   plan: FullPlan or Plan.   memory: the StepMemory written or read.   journal: of the edit, None while recording.
+    """
+
+    def __init__(self, policy, memory, plan, path, journal=None):
+        self.policy, self.memory, self.plan, self.journal = policy, memory, plan, journal
+        self.recording = journal is None
+        self.path = path
+        self.macs = {"conv": 0, "linear": 0, "attention": 0}
+        self.fallbacks = []
+        self._calls = {}
+        self._position = 0
+
+    def key(self, operator):
+        """The key of this call: (module path, operator, call number). PathError when the recording went elsewhere."""
+        place = (self.path[-1], operator)
+        call = self._calls.get(place, 0)
+        self._calls[place] = call + 1
+        key = (*place, call)
+        trace = self.memory.trace
+        if self.recording:
+            trace.append(key)
+        elif self._position >= len(trace) or trace[self._position] != key:
+            expected = describe(trace[self._position]) if self._position < len(trace) else "the end of the forward"
+            raise PathError(
+                f"the model reached {describe(key)} where the recording has {expected}: an edit must take the path through the "
+                "model that was recorded; record again with these settings"
+            )
+        self._position += 1
+        return key
+
+    def finish(self):
+        """Check that the whole recorded path was taken."""
+        if self._position < len(self.memory.trace):
+            raise PathError(
+                f"the model ended before {describe(self.memory.trace[self._position])}, which the recording holds: an edit must "
+                "take the path through the model that was recorded"
+            )
+
+    def count(self, kind, macs):
+        """Add multiply-accumulates of a kind (conv, linear, attention)."""
+        self.macs[kind] += int(macs)
+
+    def is_sparse_level(self, height, width):
+        """Whether maps of this size are kept as active rows."""
+        return not self.policy.is_dense_level(height, width)
+
+    def is_dense_here(self):
+        """Whether the module that runs now is one that the policy keeps dense."""
+        return self.policy.is_dense_module(self.path[-1])
+
+    # -- remembering -------------------------------------------------------------------------------------------------
+
+    def keep_map(self, key, kind, active, rows):
+        """Bring the remembered map of ``key`` up to date with ``rows`` (n, C) at ``active``; returns the full map.
+
+        While recording, and where the set is full, the rows are the map and only the reference moves. The map is in the
+        policy's ``state_dtype``.
+        """
+        rows = rows.flatten(1) if rows.dim() != 2 else rows
+        if self.recording:
+            return self.memory.remember(key, kind, rows.contiguous(), self.policy.state_dtype).value
+        entry = self.memory.recall(key)
+        if active.full:
+            self.journal.value(entry)
+            entry.value = rows.contiguous().to(entry.value.dtype)
+        else:
+            self.journal.rows(entry, entry.value, active.positions)
+            ops.scatter_rows_(entry.value, active.positions, rows)
+        return entry.value
+
+    def keep_value(self, key, kind, value, dtype=None):
+        """Remember a small value, or replace the one remembered."""
+        if self.recording:
+            self.memory.remember(key, kind, value, dtype)
+        else:
+            entry = self.memory.recall(key)
+            self.journal.value(entry)
+            entry.value = value
+
+    def recall(self, key):
+        """What the recording (or the last committed edit) remembered under ``key``."""
+        return self.memory.recall(key).value
+
+    # -- between active and plain ------------------------------------------------------------------------------------
+
+    def activate(self, plain, axes, active=None):
+        """A plain tensor as an active one at its level's set (or at ``active``)."""
+        if active is None:
+            height, width = (plain.shape[axes.index("h")], plain.shape[axes.index("w")])
+            active = self.plan.level_set(height, width)
+        return ActiveTensor(rows_at(plain, axes, active), active, axes)
+
+    def densify(self, x, operator="exit"):
+        """An active tensor as a plain one: its rows written into the remembered full map. Not a copy of the map."""
+        if not isinstance(x, ActiveTensor):
+            return x
+        key = self.key(operator)
+        if x.source is not None and x.settled:
+            full = x.source
+        else:
+            full = self.keep_map(key, "fallback" if operator == "fallback" else "exit", x.active, x.rows)
+        view = full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
+        if x.scale != 1:
+            view = torch.nn.functional.interpolate(view, scale_factor=x.scale, mode="nearest")
+        return torch.nn.functional.pad(view, x.pad) if x.pad != (0, 0, 0, 0) else view
+
+    def resite(self, x, active):
+        """Rows (n, features...) of ``x`` at another set; what is missing comes from the remembered map behind ``x``."""
+        if x.active is active:
+            return x.rows
+        if x.active.full:
+            return ops.gather_rows(x.rows.flatten(1), active.positions).view(-1, *x.rows.shape[1:])
+        if x.source is not None:
+            return ops.gather_rows(x.source, active.positions).to(x.dtype).view(-1, *x.rows.shape[1:])
+        rows, complete = x.active.rows_for(active)
+        if not complete:
+            raise PathError(
+                f"at {self.path[-1] or 'the root module'} the policy {self.policy.name!r} needs positions that nothing computed or "
+                "remembered; use a policy with geometry='level', such as 'incremental'"
+            )
+        return x.rows.index_select(0, rows)
+
+    def rows_of(self, plain, axes):
+        """A plain map as a matrix of all positions (B*H*W, features...)."""
+        return full_rows(plain, axes)
+
+
+class Following(TorchFunctionMode):
+    """Sends each torch function that the model calls to its incremental rule."""
+
+    def __init__(self, forward, rules, otherwise):
+        super().__init__()
+        self._forward, self._rules, self._otherwise = forward, rules, otherwise
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        rule = self._rules.get(func)
+        if rule is not None:
+            return rule(self._forward, func, *args, **kwargs) if kwargs else rule(self._forward, func, *args)
+        return self._otherwise(self._forward, func, args, kwargs or {})

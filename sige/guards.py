@@ -1,0 +1,107 @@
+"""Guards: what an edit does not declare must not have changed, and a model that cannot be followed is refused."""
+
+import inspect
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten_with_path
+
+from sige.errors import ChangedInputError, MaskError, ModelError, NonFiniteError
+
+
+def find_model(model):
+    """The module to follow: ``model`` itself, or the U-Net or transformer of a diffusers pipeline. ModelError otherwise."""
+    if not isinstance(model, nn.Module):
+        for name in ("unet", "transformer"):
+            if isinstance(getattr(model, name, None), nn.Module):
+                return find_model(getattr(model, name))
+        raise ModelError(f"{type(model).__name__} is neither a torch module nor a pipeline with a unet or a transformer")
+    wrapped = {"DataParallel": "its .module", "DistributedDataParallel": "its .module", "OptimizedModule": "its ._orig_mod"}
+    kind = type(model).__name__
+    if kind in wrapped:
+        raise ModelError(f"the model is a {kind}: give the session {wrapped[kind]} instead, each operator must be seen")
+    for path, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise ModelError(f"{path or 'the model'} is compiled: give the session the model before compile(), its operators are hidden")
+    return model
+
+
+def named_inputs(model, args, kwargs):
+    """The arguments of a forward call by name: {"sample": tensor, "timestep": 500, ...}, nested ones as ``name.key``."""
+    try:
+        bound = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        bound.pop(next(iter(bound)))
+    except TypeError:
+        bound = {**{f"argument {i}": value for i, value in enumerate(args)}, **kwargs}
+    leaves = tree_flatten_with_path(dict(bound))[0]
+    return {".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path): value for path, value in leaves}
+
+
+def autocast_state(device_type):
+    """What autocast does on a device: (enabled, dtype)."""
+    enabled = torch.is_autocast_enabled(device_type)
+    return enabled, torch.get_autocast_dtype(device_type) if enabled else None
+
+
+def check_finite(inputs):
+    """NonFiniteError naming the first floating-point input that holds NaN or infinity."""
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_meta:
+            if not torch.isfinite(value).all():
+                raise NonFiniteError(f"input {name!r} of shape {tuple(value.shape)} holds NaN or infinity: give finite values")
+
+
+def images(inputs):
+    """The inputs that are maps (B, C, H, W), by name."""
+    return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.dim() == 4}
+
+
+def fit_mask(mask, recorded):
+    """A mask (B or 1, H, W) broadcast to the recorded batch. MaskError when no recorded input has its resolution."""
+    maps = images(recorded)
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in maps.items()) or "no map (B, C, H, W) at all"
+    fitting = [value for value in maps.values() if value.shape[2:] == mask.shape[1:]]
+    if not fitting:
+        raise MaskError(f"the edit mask is {tuple(mask.shape[1:])}, the recording has {shapes}: give the mask at the input's resolution")
+    batch = fitting[0].shape[0]
+    if mask.shape[0] not in (1, batch):
+        raise MaskError(f"the edit mask has batch {mask.shape[0]}, the recording has {shapes}: give one mask, or one a sample")
+    return mask.expand(batch, -1, -1)
+
+
+def check_unchanged(inputs, recorded, mask, declared):
+    """ChangedInputError naming the first input that differs where the edit did not declare a change."""
+    for name in (*recorded, *inputs):
+        if name not in inputs or name not in recorded:
+            where = "the recording" if name in recorded else "the edit"
+            raise ChangedInputError(f"only {where} has an input {name!r}: call the model with the same arguments as while recording")
+        if any(name == item or name.startswith(f"{item}.") for item in declared):
+            continue
+        _compare(name, inputs[name], recorded[name], mask)
+
+
+def _compare(name, now, then, mask):
+    if isinstance(now, torch.Tensor) != isinstance(then, torch.Tensor):
+        now, then = (x.tolist() if isinstance(x, torch.Tensor) else x for x in (now, then))
+    if not isinstance(now, torch.Tensor):
+        if now != then:
+            raise ChangedInputError(f"input {name!r} is {now!r}, the recording has {then!r}: an edit may change only the masked image")
+        return
+    if now.shape != then.shape or now.dtype != then.dtype:
+        raise ChangedInputError(
+            f"input {name!r} is {tuple(now.shape)} {now.dtype}, the recording has {tuple(then.shape)} {then.dtype}: they must agree"
+        )
+    if now.dim() == 4 and now.shape[2:] == mask.shape[1:]:
+        outside = (now != then).any(1) & ~mask
+        if outside.any():
+            sample, y, x = outside.nonzero()[0].tolist()
+            raise ChangedInputError(
+                f"input {name!r} differs from the recording at {int(outside.sum())} positions outside the mask, the first at row {y}, "
+                f"column {x} of sample {sample}: give a mask that is True wherever the input changed"
+            )
+    elif not torch.equal(now, then):
+        shown = f" ({then.flatten().tolist()} -> {now.flatten().tolist()})" if now.numel() <= 4 else ""
+        raise ChangedInputError(
+            f"input {name!r} differs from the recording{shown}: an edit may change only the masked image; record again, or declare it "
+            f"with edit(mask, changed=({name!r},))"
+        )

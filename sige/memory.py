@@ -1,0 +1,122 @@
+"""What a session remembers of each step, and the journal that takes an edit back."""
+
+import dataclasses
+
+import torch
+
+from sige.errors import PathError, RecordingError
+from sige.kernels import ops
+
+
+def _version(tensor):
+    return None if tensor.is_inference() else tensor._version
+
+
+@dataclasses.dataclass
+class Entry:
+    """One remembered value: a tensor or a tuple of tensors, and the kind under which its bytes are reported."""
+
+    kind: str
+    value: object
+    versions: tuple = ()
+
+    def tensors(self):
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+    def stamp(self):
+        """Note the tensors' versions, so that a change made by others shows."""
+        self.versions = tuple(_version(tensor) for tensor in self.tensors())
+
+
+class Journal:
+    """What an edit overwrote, in order; ``undo`` puts it back bit for bit."""
+
+    def __init__(self):
+        self._entries = []
+
+    def __len__(self):
+        return len(self._entries)
+
+    def rows(self, entry, target, index):
+        """Keep the rows of ``target`` (N, C) at ``index`` before they are overwritten."""
+        self._entries.append((entry, target, index, ops.gather_rows(target, index)))
+
+    def value(self, entry):
+        """Keep an entry's whole value before it is replaced (a reference, not a copy)."""
+        self._entries.append((entry, None, None, entry.value))
+
+    def undo(self):
+        while self._entries:
+            entry, target, index, old = self._entries.pop()
+            if target is None:
+                entry.value = old
+            else:
+                ops.scatter_rows_(target, index, old)
+
+    def clear(self):
+        self._entries.clear()
+
+
+class StepMemory:
+    """Everything remembered of one forward: entries by (module path, operator, call number), in the order of recording."""
+
+    def __init__(self):
+        self.entries = {}
+        self.trace = []
+        self.inputs = None
+        self.output = None
+        self.dense_macs = {}
+        self.requests = {}
+
+    def remember(self, key, kind, value, dtype=None):
+        """Keep ``value`` under ``key``; floating-point tensors in ``dtype`` where one is given."""
+        if dtype is not None:
+            parts = value if isinstance(value, tuple) else (value,)
+            parts = tuple(part.to(dtype) if part.is_floating_point() else part for part in parts)
+            value = parts if isinstance(value, tuple) else parts[0]
+        entry = Entry(kind, value)
+        entry.stamp()
+        self.entries[key] = entry
+        return entry
+
+    def recall(self, key):
+        """The entry of ``key``; PathError when the recording has none."""
+        if key not in self.entries:
+            raise PathError(
+                f"the model reached {describe(key)}, of which the recording holds nothing: the edit must take the same path "
+                "through the model as the recording did"
+            )
+        return self.entries[key]
+
+    def stamp(self):
+        """Note every tensor's version: what changes from here on, changes behind our back."""
+        for entry in self.entries.values():
+            entry.stamp()
+
+    def check_untouched(self):
+        """RecordingError when a remembered tensor was modified by anyone but the engine."""
+        for key, entry in self.entries.items():
+            if entry.versions != tuple(_version(tensor) for tensor in entry.tensors()):
+                raise RecordingError(
+                    f"what was remembered at {describe(key)} was modified in place from outside: record again, and do not write "
+                    "to tensors that the model returned from inside a recorded layer"
+                )
+
+    def bytes_by_kind(self):
+        """Bytes of remembered tensors by kind; storage that two entries share counts once."""
+        sizes, seen = {}, set()
+        tensors = [(entry.kind, tensor) for entry in self.entries.values() for tensor in entry.tensors()]
+        tensors += [("output", leaf) for leaf in self.output or () if isinstance(leaf, torch.Tensor)]
+        tensors += [("input", leaf) for leaf in (self.inputs or {}).values() if isinstance(leaf, torch.Tensor)]
+        for kind, tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                sizes[kind] = sizes.get(kind, 0) + storage.nbytes()
+        return sizes
+
+
+def describe(key):
+    """A key in words: ``up_blocks.0.resnets.1.conv1 (conv, call 0)``."""
+    path, operator, call = key
+    return f"{path or 'the root module'} ({operator}, call {call})"

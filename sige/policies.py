@@ -1,0 +1,119 @@
+"""Policies: the engine's whole dial board, as one frozen dataclass and a handful of named settings."""
+
+import dataclasses
+import fnmatch
+
+import torch
+
+from sige.errors import PolicyError
+
+_CHOICES = {
+    "geometry": ("window", "level"),
+    "pyramid": ("bilinear", "max"),
+    "norm": ("cached", "incremental", "dense"),
+    "kv": ("remembered", "active"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How an edit is carried out.
+
+    geometry: ``window`` gives each convolution its own active tiles, those whose input window meets the mask (SIGE's way);
+        ``level`` uses one active set a resolution, nested between resolutions (ours).
+    block: side of a tile in positions, at stride 1; a tuple gives one for each halving of the resolution, the last repeats.
+    pyramid: how the mask is brought to a lower resolution: repeated ``bilinear`` halving with ``threshold``, or ``max``.
+    threshold: what a bilinear mask value must exceed to count as edited.
+    dilation: pixels by which the mask grows at each resolution; a tuple as for ``block``.
+    min_resolution: levels whose shorter side is below this run dense.
+    upsample_min_source: a convolution behind nearest up-sampling runs sparse when its source side is at least this.
+    dense_modules: ``fnmatch`` patterns of module paths that always run dense.
+    overhang: with ``window``: tiles that lie beyond the right and bottom edges but whose window meets the mask are computed and
+        thrown away, as SIGE's grid does. They cost multiply-accumulates and change nothing.
+    norm: statistics of normalisations over space: ``cached`` from the recording, ``incremental`` (the edited map's own, at a
+        cost proportional to the edit), ``dense`` (computed from the whole map: the oracle).
+    kv: keys and values of self-attention: those of unedited positions ``remembered``, or only the ``active`` ones.
+    dense_above: share of active positions above which a level runs dense; None: never.
+    state_dtype: torch dtype in which feature maps are remembered; None: as computed.
+    """
+
+    name: str = "custom"
+    geometry: str = "level"
+    block: int | tuple[int, ...] = 4
+    pyramid: str = "max"
+    threshold: float = 0.3
+    dilation: int | tuple[int, ...] = 0
+    min_resolution: int = 32
+    upsample_min_source: int = 0
+    dense_modules: tuple[str, ...] = ()
+    overhang: bool = False
+    norm: str = "incremental"
+    kv: str = "remembered"
+    dense_above: float | None = None
+    state_dtype: torch.dtype | None = None
+
+    def __post_init__(self):
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise PolicyError(f"policy {field}={value!r} is unknown: choose one of {', '.join(choices)}")
+        for field, least in (("block", 1), ("dilation", 0)):
+            value = getattr(self, field)
+            steps = value if isinstance(value, tuple) else (value,)
+            if not steps or any(not isinstance(step, int) or step < least for step in steps):
+                raise PolicyError(f"policy {field}={value!r} must be a whole number of at least {least}, or a tuple of such")
+        if self.dense_above is not None and not 0 < self.dense_above <= 1:
+            raise PolicyError(f"policy dense_above={self.dense_above!r} must be None or a share in (0, 1]")
+        if self.state_dtype is not None and not self.state_dtype.is_floating_point:
+            raise PolicyError(f"policy state_dtype={self.state_dtype} must be a floating-point dtype such as torch.bfloat16")
+
+    def at(self, field, halvings):
+        """``block`` or ``dilation`` at a level that is ``halvings`` times half the mask's resolution."""
+        value = getattr(self, field)
+        return value if isinstance(value, int) else value[min(max(halvings, 0), len(value) - 1)]
+
+    def is_dense_module(self, path):
+        """Whether module ``path`` matches one of ``dense_modules``."""
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.dense_modules)
+
+    def is_dense_level(self, height, width):
+        """Whether maps of this size run dense by ``min_resolution``."""
+        return min(height, width) < self.min_resolution
+
+
+_ENDS = ("conv_in", "conv_norm_out", "conv_out")
+
+_SIGE = Policy(
+    name="sige",
+    geometry="window",
+    block=4,
+    pyramid="bilinear",
+    dilation=1,
+    min_resolution=64,
+    upsample_min_source=64,
+    dense_modules=_ENDS,
+    overhang=True,
+    norm="cached",
+)
+
+POLICIES = {
+    # What the numbers printed in the SIGE paper imply: up-sampling convolutions from 8, 16 and 32 are dense.
+    "sige": _SIGE,
+    # What SIGE's released configuration does: every up-sampling convolution is sparse.
+    "sige_public": dataclasses.replace(_SIGE, name="sige_public", upsample_min_source=0),
+    # The paper's dials without tiles: what the tiles cost.
+    "pixel": dataclasses.replace(_SIGE, name="pixel", block=1, overhang=False),
+    # Ours.
+    "incremental": Policy(name="incremental", upsample_min_source=16, dense_above=0.7),
+    # Nothing is sparse: the model as it is, through the engine.
+    "dense": Policy(name="dense", block=1, min_resolution=1 << 30, upsample_min_source=1 << 30, norm="dense"),
+}
+
+
+def policy(name):
+    """The named policy, or ``name`` itself when it is a :class:`Policy`. PolicyError lists the names otherwise."""
+    if isinstance(name, Policy):
+        return name
+    if name not in POLICIES:
+        raise PolicyError(f"unknown policy {name!r}: choose one of {', '.join(POLICIES)}, or pass a sige.Policy")
+    return POLICIES[name]

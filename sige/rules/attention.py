@@ -1,0 +1,57 @@
+"""Attention: queries of the active positions; keys and values of all of them, by the policy's ``kv``."""
+
+import torch
+import torch.nn.functional as F
+
+from sige.active_tensor import ActiveTensor, full_view
+from sige.rules.autocast import cast
+from sige.rules.fallback import otherwise
+from sige.rules.registry import rule
+
+_HEADS = ("b", "f", "p", "f")
+
+
+@rule(F.scaled_dot_product_attention)
+def attention(forward, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    tensors = (query, key, value)
+    if not any(isinstance(x, ActiveTensor) for x in tensors):
+        _count(forward, query.shape[:-2].numel() * query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
+        return func(query, key, value, attn_mask, **options)
+    layouts = all(not isinstance(x, ActiveTensor) or x.axes == _HEADS for x in tensors)
+    if not layouts or not isinstance(query, ActiveTensor) or attn_mask is not None or is_causal or dropout_p or enable_gqa:
+        return otherwise(forward, func, (query, key, value, attn_mask), options)
+    query, key, value = cast(query, key, value)
+    return query.with_rows(_rows(forward, query, key, value, scale))
+
+
+def _count(forward, queries, keys, width, value_width):
+    forward.count("attention", queries * keys * (width + value_width))
+
+
+def _rows(forward, query, key, value, scale):
+    heads, width = query.rows.shape[1:]
+    place = forward.key("attention")
+    if isinstance(key, ActiveTensor) and forward.policy.kv == "remembered":
+        key, value = (_whole(forward, (*place[:1], name, place[2]), x) for name, x in (("key", key), ("value", value)))
+    outputs = []
+    for sample, (start, stop) in enumerate(query.active.segments):
+        queries = query.rows[start:stop].transpose(0, 1)[None]
+        keys, values = (_of_sample(x, sample, start, stop) for x in (key, value))
+        _count(forward, (stop - start) * heads, keys.shape[-2], width, values.shape[-1])
+        if stop > start:
+            out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+            outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs) if outputs else query.rows.new_empty(0, heads, value.shape[-1])
+
+
+def _whole(forward, key, x):
+    """Keys or values of all positions, (B, heads, H*W, width): the remembered ones with the active rows brought up to date."""
+    full = forward.keep_map(key, "kv", x.active, x.rows)
+    return full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
+
+
+def _of_sample(x, sample, start, stop):
+    if isinstance(x, ActiveTensor):  # kv="active": the sample's own active positions alone
+        return x.rows[start:stop].transpose(0, 1)[None]
+    return x[sample : sample + 1]

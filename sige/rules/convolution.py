@@ -1,0 +1,140 @@
+"""Convolution: scatter the rows into the remembered input map, convolve at the active positions."""
+
+import torch
+import torch.nn.functional as F
+
+from sige.active_tensor import ActiveTensor, full_view
+from sige.kernels import ops
+from sige.plan import Window
+from sige.rules.autocast import cast
+from sige.rules.fallback import otherwise
+from sige.rules.registry import rule
+
+_IMAGE = ("b", "f", "h", "w")
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _padding(padding, kernel, dilation, stride):
+    """(left, right, top, bottom) from conv2d's ``padding`` argument."""
+    if padding == "same":
+        total = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
+        return total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2
+    vertical, horizontal = (0, 0) if padding == "valid" else _pair(padding)
+    return horizontal, horizontal, vertical, vertical
+
+
+def _window(x, scale, extra, weight, stride, padding, dilation):
+    """The convolution's geometry on an input of logical shape ``x.shape`` of which ``extra`` is padding not yet applied."""
+    kernel, stride, dilation = tuple(weight.shape[2:]), _pair(stride), _pair(dilation)
+    left, right, top, bottom = _padding(padding, kernel, dilation, stride)
+    height, width = x.shape[2] - extra[2] - extra[3], x.shape[3] - extra[0] - extra[1]
+    total = (x.shape[2] + top + bottom, x.shape[3] + left + right)
+    out = tuple((total[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1 for axis in (0, 1))
+    before = (top + extra[2], left + extra[0])
+    return Window((height, width), out, kernel, stride, before, dilation, scale)
+
+
+@rule(torch.conv2d, F.conv2d)
+def conv2d(forward, func, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    active = isinstance(input, ActiveTensor)
+    if input.dim() != 4 or isinstance(weight, ActiveTensor) or (active and input.axes != _IMAGE):
+        return otherwise(forward, func, (input, weight, bias, stride, padding, dilation, groups), {})
+    input, weight, bias = cast(input, weight, bias)
+    scale = input.scale if active else getattr(input, "_sige_scale", 1)
+    window = _window(input, input.scale if active else 1, input.pad if active else (0,) * 4, weight, stride, padding, dilation)
+    if not _runs_sparse(forward, window, scale):
+        return _dense(forward, func, input, weight, bias, stride, padding, dilation, groups)
+    return _sparse(forward, input, weight, bias, groups, window)
+
+
+def _runs_sparse(forward, window, scale):
+    if forward.is_dense_here():
+        return False
+    if scale != 1:
+        return min(window.size) // scale >= forward.policy.upsample_min_source
+    return forward.is_sparse_level(*window.size)
+
+
+# Maps up to this many positions run as one matrix product with prepacked weights, whose weights dominate otherwise.
+_SMALL_MAP = 4096
+
+
+def _dense(forward, func, input, weight, bias, stride, padding, dilation, groups):
+    plain = forward.densify(input)
+    window = _window(plain, 1, (0, 0, 0, 0), weight, stride, padding, dilation)
+    height, width = window.out_size
+    forward.count("conv", plain.shape[0] * height * width * weight.numel())
+    if forward.recording or plain.shape[0] * height * width > _SMALL_MAP or groups != 1:
+        return func(plain, weight, bias, stride, padding, dilation, groups)
+    everything = forward.plan.everything(height, width)
+    source = forward.rows_of(plain, _IMAGE)
+    if window.pointwise:
+        rows = ops.linear_rows(source, weight, bias)
+    else:
+        rows = ops.conv_rows(source, forward.plan.window_rows(everything, window), weight, bias, 1)
+    return full_view(rows, everything, _IMAGE)
+
+
+def _sparse(forward, input, weight, bias, groups, window):
+    key = forward.key("conv")
+    chosen = forward.plan.conv_set(window)
+    forward.count("conv", (chosen.count if window.pointwise else chosen.computed) * weight.numel())
+    if window.pointwise:
+        rows = _pointwise(forward, input, weight, bias, groups, chosen)
+    else:
+        rows = _spatial(forward, key, input, weight, bias, groups, window, chosen)
+    out = ActiveTensor(rows, chosen, _IMAGE)
+    if not forward.is_sparse_level(*window.out_size):
+        return forward.densify(out)
+    if forward.policy.geometry == "window" and not window.canonical:
+        # Another set than the level's own: whoever needs the rest of the level's rows finds it in the remembered output.
+        out.source = forward.keep_map((*key[:1], "conv_output", key[2]), "conv_output", chosen, rows)
+    return out
+
+
+def _pointwise(forward, input, weight, bias, groups, chosen):
+    if not isinstance(input, ActiveTensor):
+        input = forward.activate(input, _IMAGE, chosen)
+    rows = forward.resite(input, chosen)
+    if groups == 1:
+        return ops.linear_rows(rows, weight, bias)
+    identity = torch.arange(len(rows), device=rows.device)[:, None]
+    return ops.conv_rows(rows, identity, weight, bias, groups)
+
+
+def _spatial(forward, key, input, weight, bias, groups, window, chosen):
+    if isinstance(input, ActiveTensor):
+        source = input.source
+        if source is None:
+            source = forward.keep_map(key, "conv_input", input.active, input.rows)
+        batch, view = input.active.batch, input.active
+    else:
+        source, batch, view = forward.rows_of(input, _IMAGE), input.shape[0], None
+    if not chosen.full:
+        return ops.conv_rows(source, forward.plan.window_rows(chosen, window), weight, bias, groups)[: chosen.count]
+    height, width = (view.height, view.width) if view is not None else window.size
+    image = source.to(weight.dtype).view(batch, height, width, -1).permute(0, 3, 1, 2)
+    out = _full(image, weight, bias, groups, window)
+    return out.permute(0, 2, 3, 1).reshape(-1, out.shape[1])
+
+
+def _full(image, weight, bias, groups, window):
+    """The whole convolution of an image (B, C, H, W), channels-last, under the window's geometry."""
+    if window.scale != 1:
+        image = F.interpolate(image, scale_factor=float(window.scale), mode="nearest")
+    # what the padding must be below and to the right for the output to have the size it has
+    after = [
+        (window.out_size[axis] - 1) * window.stride[axis]
+        + window.dilation[axis] * (window.kernel[axis] - 1)
+        + 1
+        - window.size[axis]
+        - window.padding[axis]
+        for axis in (0, 1)
+    ]
+    if after[0] == window.padding[0] and after[1] == window.padding[1]:
+        return F.conv2d(image, weight, bias, window.stride, window.padding, window.dilation, groups)
+    image = F.pad(image, (window.padding[1], after[1], window.padding[0], after[0]))
+    return F.conv2d(image, weight, bias, window.stride, 0, window.dilation, groups)

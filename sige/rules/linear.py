@@ -1,0 +1,38 @@
+"""Linear layers and plain matrix products: rows where there are rows, counted everywhere."""
+
+import torch
+import torch.nn.functional as F
+
+from sige.active_tensor import ActiveTensor
+from sige.kernels import ops
+from sige.rules.autocast import cast
+from sige.rules.fallback import otherwise
+from sige.rules.registry import rule
+
+
+@rule(F.linear)
+def linear(forward, func, input, weight, bias=None):
+    if not isinstance(input, ActiveTensor):
+        forward.count("linear", input.numel() // weight.shape[-1] * weight.numel())
+        if forward.recording or weight.dim() != 2 or input.dtype != weight.dtype or torch.is_autocast_enabled(input.device.type):
+            return func(input, weight, bias)
+        return ops.linear_rows(input.reshape(-1, weight.shape[1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
+    if isinstance(weight, ActiveTensor) or input.axes[-1] != "f" or input.axes.count("f") != 1 or not input.settled:
+        return otherwise(forward, func, (input, weight, bias), {})
+    input, weight, bias = cast(input, weight, bias)
+    forward.count("linear", input.active.count * weight.numel())
+    return input.with_rows(ops.linear_rows(input.rows, weight, bias))
+
+
+@rule(torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm)
+def matmul(forward, func, first, second, **kwargs):
+    out = otherwise(forward, func, (first, second), kwargs)
+    forward.count("attention" if first.dim() > 2 else "linear", out.numel() * first.shape[-1])
+    return out
+
+
+@rule(torch.baddbmm, torch.addmm)
+def added_matmul(forward, func, added, first, second, **kwargs):
+    out = otherwise(forward, func, (added, first, second), kwargs)
+    forward.count("attention" if func is torch.baddbmm else "linear", out.numel() * first.shape[-1])
+    return out

@@ -1,0 +1,131 @@
+"""Pointwise operators: the same function on the rows."""
+
+import torch
+import torch.nn.functional as F
+
+from sige.active_tensor import ActiveTensor, rows_at
+from sige.rules.fallback import otherwise
+from sige.rules.registry import rule
+
+T = torch.Tensor
+
+
+@rule(
+    F.silu, F.relu, F.gelu, F.leaky_relu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.relu6, F.mish, F.softplus, F.logsigmoid,
+    F.tanh, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.neg, torch.abs, torch.sqrt, torch.rsqrt,
+    torch.clamp, torch.square, torch.pow, torch.erf, T.relu, T.sigmoid, T.tanh, T.exp, T.neg, T.__neg__, T.abs, T.sqrt, T.rsqrt,
+    T.clamp, T.square, T.float, T.half, T.bfloat16, T.to, T.type,
+)  # fmt: skip
+def unary(forward, func, x, *args, **kwargs):
+    if not isinstance(x, ActiveTensor) or any(isinstance(leaf, torch.Tensor) for leaf in args):
+        return otherwise(forward, func, (x, *args), kwargs)
+    if kwargs.pop("inplace", False):
+        x.rows, x.source = func(x.rows, *args, **kwargs), None
+        return x
+    kwargs.pop("memory_format", None)
+    return x.with_rows(func(x.rows, *args, **kwargs))
+
+
+@rule(torch.clone, T.clone, T.contiguous, T.detach, torch.detach)
+def same(forward, func, x, *args, **kwargs):
+    if not isinstance(x, ActiveTensor):
+        return func(x, *args, **kwargs)
+    return ActiveTensor(x.rows, x.active, x.axes, x.source, x.scale, x.pad)
+
+
+@rule(F.dropout, F.dropout2d, torch.dropout)
+def dropout(forward, func, x, p=0.5, training=True, inplace=False):
+    if not isinstance(x, ActiveTensor):
+        return func(x, p, training)
+    if training and p > 0:
+        return otherwise(forward, func, (x, p, training), {})
+    return x
+
+
+def _aligned(other, like):
+    """A plain tensor, broadcast against ``like``, as something that broadcasts against its rows."""
+    if other.dim() == 0 or other.numel() == 1:
+        return other
+    shape = (1,) * (like.dim() - other.dim()) + tuple(other.shape)
+    other = other.reshape(shape)
+    axes, active = like.axes, like.active
+    features = [i for i, axis in enumerate(axes) if axis == "f"]
+    spread = [i for i, axis in enumerate(axes) if axis in "hwp" and shape[i] > 1]
+    if not spread and shape[axes.index("b")] == 1:
+        return other.reshape([1, *(shape[i] for i in features)])
+    if not spread:
+        return other.permute([axes.index("b"), *(i for i in range(like.dim()) if i != axes.index("b"))]).reshape(
+            shape[axes.index("b")], *(shape[i] for i in features)
+        )[active.positions // (active.height * active.width)]
+    expanded = [like.shape[i] if axes[i] in "bhwp" else shape[i] for i in range(like.dim())]
+    return rows_at(other.expand(expanded), axes, active)
+
+
+def _binary_rows(forward, first, second):
+    """The two operands as rows, and an active tensor that says where they are; None when no rule applies."""
+    actives = [x for x in (first, second) if isinstance(x, ActiveTensor)]
+    like = actives[0]
+    if len(actives) == 2:
+        if first.axes != second.axes or first.scale != second.scale or first.pad != second.pad:
+            return None
+        if first.active is not second.active:
+            if first.scale != 1 or first.pad != (0, 0, 0, 0) or first.active.shape != second.active.shape:
+                return None
+            level = forward.plan.level_set(like.active.height, like.active.width)
+            first, second = (ActiveTensor(forward.resite(x, level), level, x.axes) for x in (first, second))
+            like = first
+        if first.rows.dim() != second.rows.dim():
+            return None
+        return first.rows, second.rows, like
+    other = second if like is first else first
+    if isinstance(other, torch.Tensor):
+        if not like.settled and other.numel() > 1 or other.dim() > like.dim() or other.device != like.device:
+            return None
+        other = _aligned(other, like)
+    elif not isinstance(other, (int, float, bool)):
+        return None
+    return (like.rows, other, like) if like is first else (other, like.rows, like)
+
+
+@rule(
+    torch.add, torch.sub, torch.mul, torch.div, torch.true_divide, torch.maximum, torch.minimum, T.add, T.sub, T.mul, T.div,
+    T.__add__, T.__radd__, T.__sub__, T.__rsub__, T.__mul__, T.__rmul__, T.__truediv__, T.__rtruediv__, T.true_divide,
+)  # fmt: skip
+def binary(forward, func, first, second, **kwargs):
+    found = None
+    if isinstance(first, ActiveTensor) or isinstance(second, ActiveTensor):
+        found = _binary_rows(forward, first, second)
+    if found is None:
+        return otherwise(forward, func, (first, second), kwargs)
+    one, two, like = found
+    return like.with_rows(func(one, two, **kwargs))
+
+
+_OUT_OF_PLACE = {
+    T.add_: torch.add, T.sub_: torch.sub, T.mul_: torch.mul, T.div_: torch.div,
+    T.__iadd__: torch.add, T.__isub__: torch.sub, T.__imul__: torch.mul, T.__itruediv__: torch.div,
+}  # fmt: skip
+
+
+@rule(*_OUT_OF_PLACE)
+def binary_in_place(forward, func, first, second, **kwargs):
+    """In place on active rows: the tensor gets new rows; remembered maps that share the old ones stay as they are."""
+    if not isinstance(first, ActiveTensor):
+        if isinstance(second, ActiveTensor):
+            return binary(forward, _OUT_OF_PLACE[func], first, second, **kwargs)
+        return func(first, second, **kwargs)
+    result = binary(forward, _OUT_OF_PLACE[func], first, second, **kwargs)
+    if not isinstance(result, ActiveTensor) or result.active is not first.active or result.dtype != first.dtype:
+        return otherwise(forward, func, (first, second), kwargs)
+    first.rows, first.source = result.rows, None
+    return first
+
+
+@rule(F.layer_norm, torch.layer_norm)
+def layer_norm(forward, func, x, normalized_shape, weight=None, bias=None, eps=1e-5, *rest):
+    if not isinstance(x, ActiveTensor):
+        return func(x, normalized_shape, weight, bias, eps)
+    width = len(normalized_shape)
+    if not all(axis == "f" for axis in x.axes[-width:]) or x.axes.count("f") != width:
+        return otherwise(forward, func, (x, normalized_shape, weight, bias, eps), {})
+    return x.with_rows(F.layer_norm(x.rows, tuple(normalized_shape), weight, bias, eps))

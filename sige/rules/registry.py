@@ -1,0 +1,18 @@
+"""The table of incremental rules: torch function -> rule.
+
+A rule is called as ``rule(forward, func, *args, **kwargs)`` with the arguments of ``func``. It also sees calls that have no
+active tensor among their arguments, and then runs ``func`` as it is (after counting its multiply-accumulates, where it has any).
+"""
+
+RULES = {}
+
+
+def rule(*functions):
+    """Register the decorated rule for torch ``functions``."""
+
+    def register(handler):
+        for function in functions:
+            RULES[function] = handler
+        return handler
+
+    return register

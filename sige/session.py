@@ -1,0 +1,294 @@
+"""``Session``: record a model's forwards once, then edit at a cost proportional to what changed."""
+
+import contextlib
+import warnings
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from sige import guards
+from sige.active_tensor import ActiveTensor, full_view
+from sige.effect import Effect
+from sige.errors import ChangedInputError, RecordingError
+from sige.forward import Following, Forward
+from sige.masks import check_mask
+from sige.memory import Journal, StepMemory
+from sige.plan import FullPlan, Plan
+from sige.policies import policy as find_policy
+
+_PLANS_KEPT = 8
+
+
+class Session:
+    """Incremental inference on an unmodified model.
+
+    model: a torch module, or a diffusers pipeline (its U-Net or transformer is followed).
+    policy: a name from ``sige.POLICIES`` or a ``sige.Policy``.
+
+        session = sige.Session(model)
+        with session.record():
+            y0 = model(x0, t).sample
+        with session.edit(mask) as effect:
+            y1 = model(x1, t).sample
+
+    Record as many forwards as the sampler has steps; an edit runs them again in the same order. Until ``commit`` the recording
+    stays what it was: the next ``edit`` takes back the one before. The session works under ``no_grad``.
+    """
+
+    def __init__(self, model, policy="incremental"):
+        self.policy = find_policy(policy)
+        self.model = guards.find_model(model)
+        self._steps = []
+        self._journals = {}
+        self._plans = {}
+        self._edited = []
+        self._path = [""]
+        self._busy = False
+
+    # -- the four verbs ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def record(self):
+        """Remember each forward of the model inside the block. Replaces an earlier recording once the block ends well."""
+        steps = []
+
+        def forward(call, args, kwargs):
+            steps.append(None)
+            try:
+                steps[-1], output = self._record_step(call, args, kwargs)
+            except BaseException:
+                steps.pop()
+                raise
+            return output
+
+        with self._intercept(forward):
+            yield self
+        if not steps:
+            raise RecordingError("nothing was recorded: call the model at least once inside session.record()")
+        self._steps, self._journals, self._plans, self._edited = steps, {}, {}, []
+
+    @contextlib.contextmanager
+    def edit(self, mask, changed=()):
+        """Run the recorded forwards again, sparsely, on inputs that differ inside ``mask`` only.
+
+        mask: bool (H, W) or (B, H, W) at the input's resolution, True where the input changed.
+        changed: names of further inputs of the model that may differ from the recording.
+        Yields an :class:`~sige.effect.Effect`. An exception inside the block takes the edit back.
+        """
+        if not self._steps:
+            raise RecordingError("nothing is recorded yet: run the model once inside session.record() before an edit")
+        self._take_back()
+        mask = guards.fit_mask(check_mask(mask), self._steps[0].inputs)
+        empty = not bool(mask.any())
+        if empty:
+            warnings.warn("the edit mask is empty: the recording is returned and nothing is computed", stacklevel=3)
+        for step in self._steps:
+            step.check_untouched()
+        plan = None if empty and not changed else self._plan(mask)
+        effect = Effect()
+
+        def forward(call, args, kwargs):
+            return self._edit_step(effect, mask, plan, changed, call, args, kwargs)
+
+        try:
+            with self._intercept(forward):
+                yield effect
+        except BaseException:
+            self._take_back()
+            raise
+
+    def undo(self):
+        """Take the last edit back: every remembered map is again what it was, bit for bit."""
+        if not self._edited:
+            raise RecordingError("there is no edit to undo: it was committed, taken back already, or never made")
+        self._take_back()
+
+    def commit(self):
+        """Make the last edit the state that the next one builds on."""
+        if not self._edited:
+            raise RecordingError("there is no edit to commit: it was taken back, committed already, or never made")
+        for step, inputs, output, rerun in self._edited:
+            if rerun is not None:  # the edit covered everything and ran as the plain model: now its maps are wanted
+                memory, _ = self._record_step(*rerun)
+                step.__dict__.update(memory.__dict__)
+            else:
+                step.inputs, step.output = inputs, output
+        for journal in self._journals.values():
+            journal.clear()
+        self._edited = []
+
+    def state_bytes(self):
+        """Bytes remembered over all steps, by kind."""
+        total = {}
+        for step in self._steps:
+            for kind, size in step.bytes_by_kind().items():
+                total[kind] = total.get(kind, 0) + size
+        return total
+
+    def close(self):
+        """Forget everything."""
+        self._steps, self._journals, self._plans, self._edited = [], {}, {}, []
+
+    @property
+    def recorded_steps(self):
+        """Number of recorded forwards."""
+        return len(self._steps)
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def _record_step(self, call, args, kwargs):
+        memory = StepMemory()
+        inputs = guards.named_inputs(self.model, args, kwargs)
+        guards.check_finite(inputs)
+        maps = list(guards.images(inputs).values())
+        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+        batch, size = (maps[0].shape[0], tuple(maps[0].shape[2:])) if maps else (1, (1, 1))
+        device = tensors[0].device if tensors else torch.device("cpu")
+        plan = FullPlan(self.policy, batch, size, device)
+        forward = Forward(self.policy, memory, plan, self._path)
+        _, output, tree = self._run(forward, call, args, kwargs)
+        memory.check_untouched()
+        memory.inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        memory.autocast = guards.autocast_state(device.type)
+        memory.output = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in output]
+        memory.tree, memory.requests, memory.dense_macs = tree, plan.requests, forward.macs
+        memory.record_fallbacks = forward.fallbacks
+        return memory, tree_unflatten(output, tree)
+
+    def _edit_step(self, effect, mask, plan, changed, call, args, kwargs):
+        number = effect.steps
+        if number >= len(self._steps):
+            raise ChangedInputError(f"forward {number + 1} of the edit has no recording: {len(self._steps)} were recorded")
+        memory = self._steps[number]
+        inputs = guards.named_inputs(self.model, args, kwargs)
+        guards.check_finite(inputs)
+        guards.check_unchanged(inputs, memory.inputs, mask, changed)
+        self._check_autocast(memory)
+        nothing = {kind: 0 for kind in memory.dense_macs}
+        if plan is None:
+            effect.add(nothing, memory.dense_macs, torch.zeros_like(mask), [])
+            self._edited.append((memory, memory.inputs, memory.output, None))
+            return tree_unflatten([leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in memory.output], memory.tree)
+        if plan.level_set(*plan.size).full and not changed:
+            return self._dense_step(effect, memory, mask, call, args, kwargs)
+        journal = self._journals.setdefault(number, Journal())
+        forward = Forward(self.policy, memory, plan, self._path, journal)
+        try:
+            leaves, output, tree = self._run(forward, call, args, kwargs, memory.output)
+        except BaseException:
+            journal.undo()
+            raise
+        finally:
+            memory.stamp()
+        effect.add(forward.macs, memory.dense_macs, self._active_map(leaves, mask), forward.fallbacks)
+        kept = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        self._edited.append((memory, kept, output, None))
+        return tree_unflatten([leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in output], tree)
+
+    def _dense_step(self, effect, memory, mask, call, args, kwargs):
+        """The policy runs every level dense at this coverage: the plain model, nothing remembered until ``commit`` asks."""
+        with torch.inference_mode(False), torch.no_grad():
+            output = call(*args, **kwargs)
+        effect.add(memory.dense_macs, memory.dense_macs, torch.ones_like(mask), [])
+        self._edited.append((memory, None, None, (call, args, kwargs)))
+        return output
+
+    def _run(self, forward, call, args, kwargs, recorded=None):
+        """Call the model's forward under the rules. Returns (leaves as they came, plain leaves, structure)."""
+        from sige.rules import RULES, otherwise
+
+        with torch.inference_mode(False), torch.no_grad():
+            with Following(forward, RULES, otherwise):
+                output = call(*args, **kwargs)
+            leaves, tree = tree_flatten(output)
+            plain = [_plain(forward, leaf, recorded[i] if recorded else None) for i, leaf in enumerate(leaves)]
+        forward.finish()
+        return leaves, plain, tree
+
+    @staticmethod
+    def _active_map(leaves, mask):
+        """What was recomputed, at the resolution of the first output map; everything where that came out dense."""
+        for leaf in leaves:
+            if isinstance(leaf, ActiveTensor) and leaf.settled:
+                return leaf.active.mask()
+            if isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
+                return torch.ones(leaf.shape[0], *leaf.shape[2:], dtype=torch.bool, device=leaf.device)
+        return torch.ones_like(mask)
+
+    def _check_autocast(self, memory):
+        device = next((v.device.type for v in memory.inputs.values() if isinstance(v, torch.Tensor)), "cpu")
+        state = guards.autocast_state(device)
+        if state != memory.autocast:
+            raise ChangedInputError(f"autocast (enabled, dtype) is {state}, the recording had {memory.autocast}: use the same for both")
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    def _plan(self, mask):
+        """The plan of a mask; the last few are kept, so that repeated edits of one region plan once."""
+        key = (mask.shape, mask.cpu().numpy().tobytes())
+        if key not in self._plans:
+            plan = Plan(mask, self.policy)
+            for step in self._steps:
+                plan.prepare(step.requests)
+            while len(self._plans) >= _PLANS_KEPT:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan
+        return self._plans[key]
+
+    def _take_back(self):
+        for number, journal in self._journals.items():
+            if len(journal):
+                journal.undo()
+                self._steps[number].stamp()
+        self._edited = []
+
+    @contextlib.contextmanager
+    def _intercept(self, handler):
+        """Route the model's forward through ``handler(original, args, kwargs)`` inside the block."""
+        if self._busy:
+            raise RecordingError("session.record() and session.edit() cannot be nested: end the one before the other begins")
+        model, self._busy = self.model, True
+        own = model.__dict__.get("forward")
+        original = model.forward
+        self._path[:] = [""]
+        handles = _follow_paths(model, self._path)
+        model.forward = lambda *args, **kwargs: handler(original, args, kwargs)
+        try:
+            yield
+        finally:
+            self._busy = False
+            for handle in handles:
+                handle.remove()
+            if own is None:
+                del model.__dict__["forward"]
+            else:
+                model.forward = own
+
+
+# Modules whose whole work is one pointwise operator: nothing is remembered under their path.
+_POINTWISE = (nn.SiLU, nn.ReLU, nn.GELU, nn.Dropout, nn.Identity, nn.Sigmoid, nn.Tanh, nn.LeakyReLU)
+
+
+def _follow_paths(model, path):
+    """Hooks that keep ``path[-1]`` the path of the module that runs; returns their handles."""
+    handles = []
+    for name, module in model.named_modules():
+        if module is not model and not isinstance(module, _POINTWISE):
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: path.pop() and None, always_call=True))
+    return handles
+
+
+def _plain(forward, leaf, recorded):
+    """An output leaf as the caller gets it: a plain tensor. Positions that are not active hold the recording, bit for bit."""
+    if not isinstance(leaf, ActiveTensor):
+        return leaf
+    if not leaf.settled or leaf.axes != ("b", "f", "h", "w"):
+        return forward.densify(leaf, "output").clone()
+    if leaf.active.full:
+        return full_view(leaf.rows, leaf.active, leaf.axes).contiguous()
+    output = recorded.clone()
+    places, area = leaf.active.positions, leaf.active.height * leaf.active.width
+    output.flatten(2)[places // area, :, places % area] = leaf.rows
+    return output
