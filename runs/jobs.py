@@ -1,0 +1,118 @@
+"""From a composed configuration to jobs: one edit, a list of methods measured together, and what is measured."""
+
+import importlib
+import platform
+
+from sige.datasets import registry
+from sige.datasets.edit import MissingSample, UnknownEdit
+from sige.runs import allocator, environment
+from sige.runs.errors import UserError
+from sige.runs.rows import canonical
+
+_PROTOCOLS = ("interleaved", "paper")
+
+
+def expand(config: dict, hardware_choices: dict[str, dict]) -> list[dict]:
+    """Jobs of a resolved configuration, checked: UserError says what cannot be used, before anything runs.
+
+    A job is a JSON-ready dict: experiment, model, hardware, dataset (options of the edit's data set), edit, methods,
+    metrics, seed, ``config`` (all of these as text, what a result is looked up by) and ``note`` (where it stands in for
+    another). ``hardware_choices`` are the configurations that ``hardware=auto`` chooses from.
+    """
+    metrics = dict(config["metric"] or {})
+    # Speed needs something to be faster than: where time is measured, the dense ladder is in the same rounds.
+    methods = {**(config["baseline"] if "latency" in metrics else {}), **(config["method"] or {})}
+    _check(config, methods, metrics)
+    hardware = resolve_hardware(config["hardware"], hardware_choices)
+    jobs = []
+    for edit in (config["edit"] or {}).values():
+        for chosen, note in _stand_in(edit, config["dataset"]):
+            owner = registry.owner(chosen).DATASET
+            jobs.append(
+                _job(config, hardware, {"name": chosen, "dataset": owner, "paper_cell": edit.get("paper_cell", "")}, methods, metrics, note)
+            )
+    if not jobs:
+        raise UserError("there is nothing to run: name an edit, e.g. edit=brush-1.2.")
+    return jobs
+
+
+def _job(config, hardware, edit, methods, metrics, note):
+    parts = {
+        "experiment": config["experiment"],
+        "model": config["model"],
+        "hardware": hardware,
+        "dataset": config["dataset"].get(edit["dataset"]) or {},
+        "edit": edit,
+        "methods": methods,
+        "metrics": metrics,
+        "seed": config["seed"],
+    }
+    threads = hardware.get("threads")
+    text = canonical(parts)
+    named = {**hardware, "machine": environment.machine(hardware["device"], threads)}
+    return {**parts, "hardware": named, "config": text, "note": note}
+
+
+def _stand_in(edit: dict, datasets: dict) -> list[tuple[str, str]]:
+    """(edit, note) to run: the edit itself, and behind a sample that is not here also the one that stands in for it."""
+    name = edit["name"]
+    try:
+        owner = registry.owner(name)
+        owner.digest(name, **(datasets.get(owner.DATASET) or {}))
+    except UnknownEdit as error:
+        raise UserError(str(error)) from error
+    except MissingSample:
+        stand_in = edit.get("or_else")
+        return [(name, "")] + ([(stand_in, f"stands in for {name}, which is not on this machine")] if stand_in else [])
+    return [(name, "")]
+
+
+def _check(config, methods, metrics):
+    """Everything that can be known to be wrong before a model is loaded."""
+    if not methods:
+        raise UserError("there is no method to run: name one, e.g. method=sige.")
+    if not metrics:
+        raise UserError("there is nothing to measure: name a metric, e.g. metric=macs.")
+    if "latency" in metrics and "error" not in metrics:
+        raise UserError("metric=latency needs metric=error beside it: a speed without its error is not reported.")
+    protocol = config["protocol"]
+    if protocol not in _PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}; choose {' or '.join(_PROTOCOLS)}.")
+    for kind, key, named in (("method", "runner", methods), ("metric", "collect", metrics)):
+        for name, options in named.items():
+            module = _module(options.get(key), f"{kind} {name}: {key}")
+            if hasattr(module, "check"):
+                try:
+                    module.check(options)
+                except UserError as error:
+                    raise UserError(f"{kind} {name}: {error}") from error
+    _module(config["model"].get("loader"), f"model {config['model'].get('name')}: loader")
+
+
+def _module(path, where):
+    """Import a module that a configuration names."""
+    try:
+        return importlib.import_module(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where} names the module {path!r}, which cannot be imported ({error}).") from error
+
+
+def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
+    """``auto`` becomes cuda, mps or cpu, whichever is there; threads and allocator become what they will be."""
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    resolved = dict(hardware)
+    if hardware["device"] == "auto":
+        device = next(name for name, there in found.items() if there)
+        resolved = {**choices[device], **{key: value for key, value in hardware.items() if key not in ("name", "device") and value is not None}}
+    device = resolved["device"]
+    if device not in found:
+        raise UserError(f"unknown hardware.device {device!r}; choose auto, {', '.join(found)}.")
+    if not found[device]:
+        raise UserError(f"hardware.device={device} is not available on this {platform.system()} machine; choose auto or cpu.")
+    if resolved["dtype"] not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"unknown hardware.dtype {resolved['dtype']!r}; choose float32, bfloat16 or float16.")
+    resolved["threads"] = (resolved.get("threads") or environment.cores()) if device == "cpu" else None
+    resolved["allocator"] = allocator.resolve(resolved.get("allocator") or "retain", device)
+    return resolved

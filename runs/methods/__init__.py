@@ -1,0 +1,58 @@
+"""Ways to compute one step, one file each. Adding one: a file here and a YAML in conf/method/ that names it as ``runner``.
+
+A method's file defines ``build(name, options, zoo, hardware) -> Runner``; ``options`` is its YAML, resolved. Optionally
+``check(options)``, called before anything runs, raises UserError for values that cannot be used.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Step:
+    """One computed step: its output, how long the forward took, and for sparse methods what the set-up took and did."""
+
+    output: torch.Tensor
+    ms: float
+    plan_ms: float | None = None
+    effect: Any = None
+
+
+@dataclass
+class Runner:
+    """A method on a model. Subclasses override ``record`` and ``step``; ``dense`` marks the baselines."""
+
+    name: str
+    zoo: Any
+    layout: str
+    dtype: str
+    policy: str = ""
+    dense: bool = False
+    record_ms: float | None = None
+    module: torch.nn.Module = field(default=None, repr=False)
+
+    def record(self, original: tuple) -> None:
+        """Whatever must be computed once on the original (nothing for a dense method)."""
+
+    def step(self, edited: tuple, mask: torch.Tensor, around=contextlib.nullcontext) -> Step:
+        """One step on the edited input; ``around`` makes a context manager that surrounds the forward alone, untimed."""
+        raise NotImplementedError(f"{type(self).__name__} must define step().")
+
+    def state_bytes(self) -> dict[str, int]:
+        """Remembered bytes by kind."""
+        return {}
+
+    def close(self) -> None:
+        """Release what is held."""
+
+    def timed(self, inputs: tuple) -> tuple[torch.Tensor, float]:
+        """(output, milliseconds) of one forward, the device waited for on both sides."""
+        self.zoo.synchronize()
+        start = time.perf_counter()
+        output = self.zoo.loader.forward(self.module, *inputs)
+        self.zoo.synchronize()
+        return output, (time.perf_counter() - start) * 1e3

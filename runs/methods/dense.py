@@ -1,0 +1,37 @@
+"""The model as it is: the ladder of dense baselines (memory layout, dtype, compiled)."""
+
+import contextlib
+
+import torch
+
+from sige.runs.methods import Runner, Step
+from sige.runs.models.zoo import DTYPES, LAYOUTS
+from sige.runs.errors import UserError
+
+
+def check(options: dict) -> None:
+    """Layout and dtype must be known."""
+    for key, known in (("layout", LAYOUTS), ("dtype", DTYPES)):
+        if options.get(key) is not None and options[key] not in known:
+            raise UserError(f"unknown {key} {options[key]!r} of a method; choose {' or '.join(known)}.")
+
+
+class Dense(Runner):
+    """One forward on the whole edited input."""
+
+    def step(self, edited, mask, around=contextlib.nullcontext):
+        """The dense forward; the mask is not used."""
+        inputs = self.zoo.adapt(edited, self.layout, self.dtype)
+        with torch.inference_mode(), around():
+            output, ms = self.timed(inputs)
+        return Step(output, ms)
+
+
+def build(name: str, options: dict, zoo, hardware: dict) -> Dense:
+    """A dense runner; ``compile: true`` compiles the module on its first step."""
+    dtype = options.get("dtype") or hardware["dtype"]
+    runner = Dense(name, zoo, options.get("layout", "contiguous"), dtype, dense=True)
+    runner.module = zoo.module(runner.layout, dtype)
+    if options.get("compile"):
+        runner.module = torch.compile(runner.module)
+    return runner
