@@ -16,8 +16,11 @@ RETAIN = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 30),  # the top of the heap is not given back
     "MALLOC_TOP_PAD_": str(256 << 20),  # and grows in large steps
     "MALLOC_ARENA_MAX": "1",  # one heap for all threads: other arenas are capped at 64 MiB
+    # Small freed blocks merge with their neighbours at once. Cached apart they keep two large holes from becoming one: the
+    # same tensor, made and freed again and again, then takes a fresh place (and its page faults) seven times over.
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
 }
-_OURS = (*RETAIN, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_OURS = (*RETAIN, "MALLOC_MMAP_THRESHOLD_")
 
 
 def resolve(setting: str, device: str) -> str:

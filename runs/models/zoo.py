@@ -22,7 +22,8 @@ class Zoo:
         """A module of its own (hooks on it meet no other method) whose weights are shared with the others of its kind."""
         kind = (layout, dtype)
         if kind not in self._weights:
-            made = copy.deepcopy(self._master).to(self.device, DTYPES[dtype])
+            made = copy.deepcopy(self._master).to(self.device)
+            made = made if dtype == "float32" else made.to(DTYPES[dtype])
             self._weights[kind] = made.to(memory_format=LAYOUTS[layout])
         source = self._weights[kind]
         shared = {id(tensor): tensor for tensor in (*source.parameters(), *source.buffers())}
