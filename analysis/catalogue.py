@@ -19,7 +19,9 @@ _COUNTED = {
 }
 
 
-def build_catalogue(targets: Targets, verdicts: pd.DataFrame, figures: dict[tuple[str, str], str] | None = None) -> pd.DataFrame:
+def build_catalogue(
+    targets: Targets, verdicts: pd.DataFrame, figures: dict[tuple[str, str], str] | None = None
+) -> pd.DataFrame:
     """Return one row an item: its state, why, and how many of its cells have each verdict.
 
     ``figures`` maps (paper, item) to the figure this project draws for it. States: ``reproduced`` (every published
@@ -48,8 +50,9 @@ def build_catalogue(targets: Targets, verdicts: pd.DataFrame, figures: dict[tupl
             }
         )
     catalogue = pd.DataFrame(rows, columns=COLUMNS)
-    order = catalogue["kind"].map(KIND_ORDER.index)
-    return catalogue.assign(order=order).sort_values(["paper", "order"], ascending=[False, True], kind="stable").drop(columns="order")
+    catalogue["order"] = catalogue["kind"].map(KIND_ORDER.index)
+    catalogue = catalogue.sort_values(["paper", "order"], ascending=[False, True], kind="stable")
+    return catalogue[COLUMNS].reset_index(drop=True)
 
 
 def _state(item: Item, own: pd.DataFrame) -> tuple[str, str]:

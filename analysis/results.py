@@ -30,18 +30,23 @@ def shipped_rows(folder: str | Path | None = None) -> pd.DataFrame:
         for name, (dtype, _) in schema.COLUMNS.items():
             if name not in rows.columns:
                 rows[name] = "" if dtype == "str" else 0 if dtype == "int64" else float("nan")
-        if set(rows["provenance"]) != {"shipped"}:
-            raise schema.SchemaError(f"{path.name} must hold shipped rows only, found {sorted(set(rows['provenance']))}.")
+        found = sorted(set(rows["provenance"]))
+        if found != ["shipped"]:
+            raise schema.SchemaError(f"{path.name} must hold rows of provenance shipped only, found {found}.")
         tables.append(schema.validate(rows))
     return pd.concat(tables, ignore_index=True) if tables else schema.empty_table()
 
 
-def environment(results_dir: str | Path) -> dict[str, str]:
-    """Return the recorded environment (``environment.json`` of ``results_dir``) as flat text, or {} where there is none."""
-    path = Path(results_dir) / "environment.json"
-    if not path.is_file():
-        return {}
-    return dict(_flatten(json.loads(path.read_text())))
+def environment(results_dir: str | Path, run_ids: list[str]) -> dict[str, str]:
+    """Return the environment recorded with the first of ``run_ids`` that has one, as flat text; {} where none has."""
+    for run_id in run_ids:
+        try:
+            record = json.loads((Path(results_dir) / "samples" / f"{run_id}.json").read_text())
+        except (OSError, ValueError):
+            continue  # a run without a readable record: the table still stands
+        if record.get("environment"):
+            return dict(_flatten(record["environment"]))
+    return {}
 
 
 def _flatten(value: object, name: str = ""):

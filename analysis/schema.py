@@ -62,12 +62,13 @@ def empty_table() -> pd.DataFrame:
 
 
 def validate(table: pd.DataFrame) -> pd.DataFrame:
-    """Return ``table`` with columns in order and in their dtypes; raise SchemaError in one sentence if it breaks a rule."""
+    """Return ``table`` with columns in order and dtype; raise SchemaError in one sentence if it breaks a rule."""
     missing = [name for name in COLUMNS if name not in table.columns]
     unknown = [name for name in table.columns if name not in COLUMNS]
     if missing or unknown:
         raise SchemaError(
-            f"a results table has exactly the columns of sige.analysis.schema.COLUMNS: missing {missing}, unknown {unknown}."
+            "a results table has exactly the columns of sige.analysis.schema.COLUMNS: "
+            f"missing {missing}, unknown {unknown}."
         )
     table = _coerce(table)
     _one_of(table, "status", STATUSES)

@@ -45,7 +45,7 @@ def bootstrap_ratio(
     """Return median(baseline) / median(method) with a bootstrap interval, from paired rounds.
 
     ``baseline[i]`` and ``method[i]`` were timed in the same interleaved round: whole rounds are drawn, so what slows
-    both sides at once (another job, a clock change) does not widen the interval. More than 1 means ``method`` is faster.
+    both sides at once (another job, a clock change) does not widen the interval. Above 1, ``method`` is faster.
     """
     above, below = _samples(baseline), _samples(method)
     if len(above) != len(below):

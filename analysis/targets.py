@@ -4,6 +4,7 @@ A file holds what a paper prints, table by table; every entry of a row's ``value
 id ``<paper>/<table>/<row>/<column>``. What a row does not say it takes from its table (``of``), then from the column.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,8 @@ CONFIDENCES = ("A", "B", "C", "?")
 KINDS = ("published", "derived", "reference")
 ITEM_KINDS = ("figure", "table", "appendix", "text", "reference")
 
-_FILE_KEYS = {"paper", "title", "reference", "sources", "confidence", "protocol", "hardware", "edits", "columns", "items", "tables"}
+_FILE_KEYS = {"paper", "title", "reference", "sources", "confidence", "protocol", "hardware", "edits"}
+_FILE_KEYS |= {"columns", "items", "tables"}
 _ITEM_KEYS = {"name", "kind", "version", "established", "number_presumed", "title", "shows", "cannot"}
 _COLUMN_KEYS = {"metric", "unit", "scope", "hardware", "tolerance", "model", "needs", "ambiguous"}
 _TABLE_KEYS = {"of", "rows"}
@@ -57,7 +59,8 @@ class Cell:
 
     ``value`` is None where the number exists and could not be recovered. ``tolerance`` is relative and already holds
     half a unit of the last printed digit. ``matches`` lists (fields of a table row, why the answer is ambiguous or
-    ""), best first. ``against`` names the model a ratio is taken against, where that is not the model itself.
+    ""), best first. ``area`` is the fraction of the picture that the edit covers. ``against`` names the model a ratio
+    is taken against, where that is not the model itself.
     """
 
     id: str
@@ -77,6 +80,7 @@ class Cell:
     kind: str
     tolerance: float
     matches: tuple[tuple[dict, str], ...]
+    area: float = math.nan
     against: str = ""
     why_not_comparable: str = ""
     needs: tuple[str, ...] = ()
@@ -108,9 +112,10 @@ def configuration_folder(part: str = "paper") -> Path:
 
 
 def load(folder: str | Path | None = None) -> Targets:
-    """Load every ``*.yaml`` of ``folder`` (default: the project's ``conf/paper``); raise TargetError on a broken one."""
+    """Load every ``*.yaml`` of ``folder`` (default: the project's ``conf/paper``); TargetError on a broken one."""
     folder = configuration_folder() if folder is None else Path(folder)
-    files = {path.stem: _read(path) for path in sorted(folder.glob("*.yaml"))}
+    paths = sorted(folder.glob("*.yaml"), key=lambda path: (not path.stem.startswith("sige"), path.stem))
+    files = {path.stem: _read(path) for path in paths}
     if not files:
         raise TargetError(f"{folder} holds no *.yaml with the papers' numbers.")
     targets = Targets()
@@ -152,7 +157,8 @@ def _known(found: dict, allowed: set[str], where: str) -> None:
 
 def _add_vocabulary(targets: Targets, content: dict, where: str) -> None:
     paper = content["paper"]
-    targets.papers[paper] = {key: content.get(key, "") for key in ("title", "reference", "protocol", "sources", "confidence")}
+    told = ("title", "reference", "protocol", "sources", "confidence")
+    targets.papers[paper] = {key: content.get(key, "") for key in told}
     for name, entry in content["hardware"].items():
         _known(entry, _HARDWARE_KEYS, f"{where}: hardware {name}")
         targets.hardware[name] = Hardware(name, **entry)
@@ -201,7 +207,7 @@ def _cell(base: dict, row_id: str, row: dict, column: str, value: float | None, 
     if hardware != "any" and hardware not in base["hardware"]:
         raise TargetError(f"{place}: hardware {hardware!r} is not described under `hardware`.")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TargetError(f"{place}: the value of {column!r} is {value!r}; give a number, or null if it is not available.")
+        raise TargetError(f"{place}: the value of {column!r} is {value!r}; give a number, or null if not available.")
     tolerance = row.get("tolerance", {})
     tolerance = tolerance if isinstance(tolerance, int | float) else tolerance.get(column, described["tolerance"])
     metric, edit, method = described["metric"], row["edit"], row["method"]
@@ -211,7 +217,7 @@ def _cell(base: dict, row_id: str, row: dict, column: str, value: float | None, 
         id=f"{row_id}/{column}",
         paper=base["paper"],
         item=row["item"],
-        label=f"{model} · {method} · {edit}",
+        label=f"{metric} · {model} · {method} · {edit}",
         value=None if value is None else float(value),
         unit=described["unit"],
         metric=metric,
@@ -225,6 +231,7 @@ def _cell(base: dict, row_id: str, row: dict, column: str, value: float | None, 
         kind=row.get("kind", "published"),
         tolerance=float(tolerance) + _half_digit(value),
         matches=tuple(_matches(base["edits"], metric, model, edit, method, scope, described.get("ambiguous", ""))),
+        area=math.nan if edit == "any" else base["edits"][edit].get("area", math.nan),
         against=row.get("against", "") if metric in ("macs_ratio", "speedup") else "",
         why_not_comparable=row.get("not_comparable", ""),
         needs=tuple(described.get("needs", ())),
@@ -258,5 +265,6 @@ def _matches(edits: dict, metric: str, model: str, edit: str, method: str, scope
         described = edits[edit]
         yield {**way, "edit": edit}, ambiguous
         for stand_in in described.get("stand_ins", ()):
-            missing = "the sample was not at hand" if described["available"] else "the paper's own edit of this size is not available"
+            missing = "the paper's own edit of this size is not available"
+            missing = "the sample was not at hand" if described["available"] else missing
             yield {**way, "edit": stand_in}, f"{missing}; the generated edit {stand_in} stands in"

@@ -25,8 +25,8 @@ COLUMNS += ["tolerance", "verdict", "why", "source", "run_id", "shipped_value", 
 
 _LESS_IS_BETTER = ("macs", "latency", "fid", "lpips", "peak_memory", "state_bytes", "transfer")
 _MORE_IS_BETTER = ("macs_ratio", "speedup", "calls_per_second", "efficiency", "miou", "psnr", "clip")
-_MEASURED_HERE = ("macs", "dense_macs", "macs_ratio", "latency", "speedup", "efficiency", "psnr", "peak_memory", "edit_area")
-_MEASURED_HERE += ("state_bytes.total", "calls_per_second", "error_max", "error_rel_l2", "active_fraction")
+_MEASURED_HERE = ("macs", "dense_macs", "macs_ratio", "latency", "speedup", "efficiency", "psnr", "peak_memory")
+_MEASURED_HERE += ("edit_area", "state_bytes.total", "calls_per_second", "error_max", "error_rel_l2", "active_fraction")
 _TIMED = ("latency", "speedup", "calls_per_second")
 _UNITS = {
     ("G", "M"): 1e3,
@@ -74,7 +74,9 @@ def counts(verdicts: pd.DataFrame) -> dict[str, int]:
     return {verdict: int(found.get(verdict, 0)) for verdict in VERDICTS}
 
 
-def compare(measured: float, published: float, tolerance: float, direction: int, lo: float, hi: float) -> tuple[str, str]:
+def compare(
+    measured: float, published: float, tolerance: float, direction: int, lo: float, hi: float
+) -> tuple[str, str]:
     """Return (verdict, why) for a clean pair of numbers.
 
     ``direction``: -1 where less is better, +1 where more is, 0 where neither. ``lo``, ``hi``: 95 % interval or NaN.
@@ -168,14 +170,14 @@ def _direction(cell: Cell) -> int:
     return -1 if cell.metric.startswith(_LESS_IS_BETTER) else 0
 
 
-def _answer(cell: Cell, rows: dict[str, pd.DataFrame], hardware: Hardware | None, by_policy: bool = False) -> Answer | None:
+def _answer(cell: Cell, rows: dict, hardware: Hardware | None, by_policy: bool = False) -> Answer | None:
     if cell.against:
         return _ratio_against(cell, rows, hardware, by_policy)
     answer = _find(cell, rows, hardware, by_policy, cell.metric)
     if answer is None and cell.metric == "calls_per_second":
-        answer = _find(cell, rows, hardware, by_policy, "latency", unit="s")
-        if answer is not None:
-            answer = Answer(1 / answer.value, 1 / answer.hi, 1 / answer.lo, answer.run_id, answer.device, answer.ambiguous)
+        time = _find(cell, rows, hardware, by_policy, "latency", unit="s")
+        if time is not None:
+            answer = Answer(1 / time.value, 1 / time.hi, 1 / time.lo, time.run_id, time.device, time.ambiguous)
     return answer
 
 
@@ -201,6 +203,8 @@ def _find(
     """Return the newest row that answers the cell, trying its ways of matching best first."""
     for fields, ambiguous in cell.matches:
         fields = dict(fields)
+        if by_policy and fields.get("edit", cell.edit) != cell.edit:
+            continue  # a shipped row answers for the paper's own edit only
         if fields.get("metric") == cell.metric:
             fields["metric"] = metric
         if change:

@@ -1,0 +1,56 @@
+"""Choose rows of the long table for a figure or a table: what was measured here, the newest of each kind."""
+
+import pandas as pd
+
+DENSE_METHODS = ("dense", "dense_channels_last", "dense_bf16", "dense_compiled")
+METHOD_ORDER = (*DENSE_METHODS, "reference_engine", "sige_public", "sige", "pixel", "incremental", "incremental_bf16")
+HEADLINE_MODEL = "ddpm_church256"
+SMALL_EDITS = ("church-432", "brush-1.2", "rectangle-1.2", "scattered-1.2")
+MIDDLE_EDITS = ("church-423", "brush-15.5", "rectangle-15.5")
+
+
+def measured(table: pd.DataFrame, model: str = HEADLINE_MODEL, stock_allocator: bool = False) -> pd.DataFrame:
+    """Return the ok rows measured here for one model, oldest first.
+
+    Runs under the stock allocator (hardware ``*-stock``) inflate dense times; they are given only when asked for.
+    """
+    rows = table[(table["status"] == "ok") & (table["provenance"] == "measured") & (table["model"] == model)]
+    rows = rows[rows["hardware"].str.endswith("-stock") == stock_allocator]
+    return rows.sort_values("started", kind="stable")
+
+
+def newest_device(rows: pd.DataFrame) -> str:
+    """Return the device of the newest timed row, else of the newest row, "" without rows."""
+    timed = rows[rows["metric"] == "latency"]
+    chosen = timed if len(timed) else rows
+    return "" if chosen.empty else str(chosen.iloc[-1]["device"])
+
+
+def first_edit(rows: pd.DataFrame, wanted: tuple[str, ...]) -> str:
+    """Return the first of the ``wanted`` edits that has rows, "" if none has."""
+    there = set(rows["edit"])
+    return next((edit for edit in wanted if edit in there), "")
+
+
+def pivot(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Return the newest row of each (edit, method, dtype) and metric: columns ``<metric>``, ``<metric>.lo``, ``.hi``, …
+
+    Index: edit, method, dtype. Metrics without rows give columns of NaN. ``edit_area`` is kept.
+    """
+    keys = ["edit", "method", "dtype"]
+    rows = rows[rows["metric"].isin(metrics)].drop_duplicates([*keys, "metric"], keep="last")
+    wide = rows.drop_duplicates(keys, keep="last").set_index(keys)[["edit_area"]]
+    for metric in metrics:
+        one = rows[rows["metric"] == metric].set_index(keys)
+        for column, name in (("value", metric), ("lo", f"{metric}.lo"), ("hi", f"{metric}.hi")):
+            wide[name] = one[column]
+        for column in ("run_id", "baseline", "reason"):
+            wide[f"{metric}.{column}"] = one[column].reindex(wide.index).fillna("")
+    return wide
+
+
+def in_order(methods) -> list[str]:
+    """Return method names in the order that figures and tables show them: dense first, ours last."""
+    methods = list(dict.fromkeys(methods))
+    rank = {name: place for place, name in enumerate(METHOD_ORDER)}
+    return sorted(methods, key=lambda name: (rank.get(name, len(rank)), name))

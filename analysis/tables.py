@@ -1,0 +1,163 @@
+"""The written tables: efficiency beside the paper's values, remembered bytes by kind, time by operator class.
+
+Each is a data frame of display-ready numbers, written as Markdown and CSV under ``results/tables``.
+"""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from sige.analysis.schema import write_atomically
+from sige.analysis.selection import HEADLINE_MODEL, in_order, measured, newest_device, pivot
+from sige.analysis.targets import Targets
+
+_METRICS = ["macs", "macs_ratio", "latency", "speedup", "efficiency", "error_rel_l2_in_mask", "error_rel_l2", "psnr"]
+_METRICS += ["state_bytes.total", "peak_memory", "gate"]
+_REFERENCE_STATE = "sige/run-state/ddpm/state"
+# How an edit and a method of ours find their cell among the paper's numbers: table/row of conf/paper/sige.yaml.
+_PAPER_ROWS = {
+    ("church-432", "sige"): "sige/efficiency/ddpm-ours",
+    ("church-423", "sige"): "sige/edit-size/ddpm-15.5",
+    ("church-432", "sige_public"): "sige/run-edits/ddpm-public-432",
+    ("church-423", "sige_public"): "sige/run-edits/ddpm-public-423",
+}
+
+
+def efficiency_table(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return one row an edit, method and dtype of the church DDPM: cost, speed, error, state, and the paper's MACs.
+
+    Times are of the newest device; ``paper MACs (G)`` carries the verdict of its cell in the last column.
+    """
+    rows = measured(table)
+    device = newest_device(rows)
+    timed = rows["metric"].isin(["latency", "speedup", "efficiency"])
+    wide = pivot(rows[~timed | (rows["device"] == device)], _METRICS)
+    said = verdicts.set_index("cell")["verdict"]
+    out = []
+    for edit, method, dtype in _ordered(wide):
+        row = wide.loc[(edit, method, dtype)]
+        dense = method.startswith("dense")
+        prefix = "sige/efficiency/ddpm-original" if dense else _PAPER_ROWS.get((edit, method), "")
+        cell = targets.cells.get(f"{prefix}/macs")
+        red = row["gate"] == 0
+        out.append(
+            {
+                "edit": edit,
+                "area (%)": 100 * row["edit_area"],
+                "method": method,
+                "dtype": dtype,
+                "MACs (G)": row["macs"],
+                "MACs ratio": row["macs_ratio"],
+                "time (ms)": row["latency"],
+                "speed-up": row["speedup"],
+                "95 % from": row["speedup.lo"],
+                "to": row["speedup.hi"],
+                "against": row["speedup.baseline"],
+                "efficiency": row["efficiency"],
+                "error in mask": row["error_rel_l2_in_mask"],
+                "error": row["error_rel_l2"],
+                "PSNR (dB)": row["psnr"],
+                "state (MiB)": row["state_bytes.total"],
+                "peak (MiB)": row["peak_memory"],
+                "gate": "red" if red else "" if math.isnan(row["gate"]) else "green",
+                "paper MACs (G)": math.nan if cell is None else cell.value,
+                "verdict": "" if cell is None or (dense and method != "dense") else said.get(cell.id, ""),
+            }
+        )
+    return pd.DataFrame(out)
+
+
+def state_table(table: pd.DataFrame, targets: Targets) -> pd.DataFrame:
+    """Return the remembered MiB of one step by kind, a row a method and dtype, beside the reference engine's total."""
+    rows = measured(table)
+    rows = rows[rows["metric"].str.startswith("state_bytes.")]
+    rows = rows[rows["edit"] == rows["edit"].iloc[-1]] if len(rows) else rows
+    rows = rows.drop_duplicates(["method", "dtype", "metric"], keep="last")
+    kinds = sorted(set(rows["metric"]) - {"state_bytes.total"})
+    cell = targets.cells.get(_REFERENCE_STATE)
+    reference = cell.value if cell is not None and cell.value else math.nan
+    out = []
+    for method in in_order(rows["method"]):
+        for dtype, own in rows[rows["method"] == method].groupby("dtype", sort=True):
+            values = own.set_index("metric")["value"]
+            total = values.get("state_bytes.total", math.nan)
+            out.append(
+                {"method": method, "dtype": dtype}
+                | {kind.removeprefix("state_bytes."): values.get(kind, math.nan) for kind in kinds}
+                | {"total (MiB)": total, "reference engine (MiB)": reference, "ratio": total / reference}
+            )
+    return pd.DataFrame(out)
+
+
+def time_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of each operator class in one step's time (percent), one row an edit, method and dtype."""
+    rows = measured(table)
+    rows = rows[rows["metric"].str.startswith("time_share.") & (rows["device"] == newest_device(rows))]
+    metrics = sorted(set(rows["metric"]))
+    wide = pivot(rows, metrics)
+    out = []
+    for key in _ordered(wide):
+        row = wide.loc[key]
+        shares = {metric.removeprefix("time_share.") + " (%)": 100 * row[metric] for metric in metrics}
+        out.append(dict(zip(("edit", "method", "dtype"), key, strict=True)) | shares)
+    return pd.DataFrame(out)
+
+
+def all_tables(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Return file name -> (title, data frame) of every table that is written."""
+    return {
+        "sige-efficiency": (f"Cost of one step of {HEADLINE_MODEL}", efficiency_table(table, targets, verdicts)),
+        "sige-state": ("Remembered bytes of one step, MiB by kind", state_table(table, targets)),
+        "sige-time-share": ("Time of one step by operator class", time_table(table)),
+    }
+
+
+def write(name: str, title: str, frame: pd.DataFrame, folder: str | Path) -> list[Path]:
+    """Write one table as ``<name>.md`` and ``<name>.csv`` into ``folder``; return both paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        folder / f"{name}.md": markdown(title, frame).encode(),
+        folder / f"{name}.csv": frame.to_csv(index=False).encode(),
+    }
+    write_atomically(files)
+    return list(files)
+
+
+def markdown(title: str, frame: pd.DataFrame) -> str:
+    """Return a Markdown table with a heading; one sentence instead where there are no rows."""
+    if frame.empty:
+        return f"## {title}\n\nNo rows in this table.\n"
+    head = "| " + " | ".join(frame.columns) + " |"
+    rule = (
+        "|" + "|".join("---:" if pd.api.types.is_numeric_dtype(frame[name]) else "---" for name in frame.columns) + "|"
+    )
+    body = [
+        "| " + " | ".join(number(value).replace("|", "\\|") for value in row) + " |"
+        for row in frame.itertuples(index=False)
+    ]
+    return "\n".join([f"## {title}", "", head, rule, *body, ""])
+
+
+def number(value: object) -> str:
+    """Return a value for a reader: four significant digits, thousands apart, nothing for NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None or value is pd.NA else str(value)
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10000 else f"{value:.4g}"
+
+
+def _ordered(wide: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Keys by area of the edit, then method; the real samples before generated edits of equal area."""
+    order = {name: place for place, name in enumerate(in_order(wide.index.get_level_values("method")))}
+    areas = wide.groupby(level="edit")["edit_area"].median().fillna(-1.0)
+    return sorted(
+        wide.index,
+        key=lambda key: (round(areas[key[0]], 4), not key[0].startswith("church"), key[0], order[key[1]], key[2]),
+    )
