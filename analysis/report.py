@@ -83,6 +83,7 @@ def render(
         papers=papers.papers,
         counts=verdict.counts(verdicts),
         paper_counts={name: verdict.counts(verdicts[verdicts["paper"] == name]) for name in papers.papers},
+        sentences=tables.headline_sentences(table),
         headline=_records(
             verdicts.set_index("cell", drop=False).loc[[cell for cell in _HEADLINE if cell in papers.cells]]
         ),

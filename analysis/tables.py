@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from sige.analysis.schema import write_atomically
-from sige.analysis.selection import HEADLINE_MODEL, in_order, measured, newest_device, pivot
+from sige.analysis.selection import HEADLINE_MODEL, SMALL_EDITS, first_edit, in_order, measured, newest_device, pivot
 from sige.analysis.targets import Targets
 
 _METRICS = ["macs", "macs_ratio", "latency", "speedup", "efficiency", "error_rel_l2_in_mask", "error_rel_l2", "psnr"]
@@ -27,7 +27,7 @@ _PAPER_ROWS = {
 def efficiency_table(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return one row an edit, method and dtype of the church DDPM: cost, speed, error, state, and the paper's MACs.
 
-    Times are of the newest device; ``paper MACs (G)`` carries the verdict of its cell in the last column.
+    Times are of the newest device; ``verdict`` is that of the cell ``paper MACs (G)`` comes from.
     """
     rows = measured(table)
     device = newest_device(rows)
@@ -49,6 +49,8 @@ def efficiency_table(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFra
                 "dtype": dtype,
                 "MACs (G)": row["macs"],
                 "MACs ratio": row["macs_ratio"],
+                "paper MACs (G)": math.nan if cell is None else cell.value,
+                "verdict": "" if cell is None or (dense and method != "dense") else said.get(cell.id, ""),
                 "time (ms)": row["latency"],
                 "speed-up": row["speedup"],
                 "95 % from": row["speedup.lo"],
@@ -61,8 +63,6 @@ def efficiency_table(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFra
                 "state (MiB)": row["state_bytes.total"],
                 "peak (MiB)": row["peak_memory"],
                 "gate": "red" if red else "" if math.isnan(row["gate"]) else "green",
-                "paper MACs (G)": math.nan if cell is None else cell.value,
-                "verdict": "" if cell is None or (dense and method != "dense") else said.get(cell.id, ""),
             }
         )
     return pd.DataFrame(out)
@@ -104,10 +104,59 @@ def time_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def allocator_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return time and speed-up of one step under both allocator settings, one row an edit, method and dtype.
+
+    Verdicts and figures rest on the setting that keeps freed memory; the stock one inflates dense times.
+    """
+    device = newest_device(measured(table))
+    settings = {"kept": measured(table), "stock": measured(table, stock_allocator=True)}
+    wide = {}
+    for name, rows in settings.items():
+        rows = rows[rows["metric"].isin(["latency", "speedup"]) & (rows["device"] == device)]
+        wide[name] = pivot(rows, ["latency", "speedup"])
+    both = wide["kept"].join(wide["stock"], how="inner", rsuffix=" (stock)")
+    out = []
+    for key in _ordered(both):
+        row = both.loc[key]
+        out.append(
+            dict(zip(("edit", "method", "dtype"), key, strict=True))
+            | {"time (ms)": row["latency"], "time, stock (ms)": row["latency (stock)"]}
+            | {"stock / kept": row["latency (stock)"] / row["latency"]}
+            | {"speed-up": row["speedup"], "speed-up, stock": row["speedup (stock)"]}
+        )
+    return pd.DataFrame(out)
+
+
+def headline_sentences(table: pd.DataFrame) -> list[str]:
+    """Return one sentence a sparse method on what a small edit costs here, [] where nothing was measured."""
+    rows = measured(table)
+    rows = rows[rows["dtype"] == "float32"]
+    edit = first_edit(rows, SMALL_EDITS)
+    device = newest_device(rows)
+    timed = rows["metric"].isin(["latency", "speedup", "efficiency"])
+    wide = pivot(rows[(rows["edit"] == edit) & (~timed | (rows["device"] == device))], _METRICS)
+    sentences = []
+    for key in _ordered(wide):
+        row = wide.loc[key]
+        if math.isnan(row["macs_ratio"]):
+            continue
+        text = f"{key[1]} at {edit}: {number(row['macs'])} G MACs, {row['macs_ratio']:.2f}x fewer than the dense model"
+        if not math.isnan(row["speedup"]):
+            interval = f"[{row['speedup.lo']:.2f}, {row['speedup.hi']:.2f}]"
+            text += f"; {number(row['latency'])} ms, {row['speedup']:.2f}x {interval}"
+            text += f" faster than {row['speedup.baseline']} on {device}, {row['efficiency']:.2f} of the MACs ratio"
+        elif row["gate"] == 0:
+            text += "; no speed-up, the correctness gate is red: " + row["gate.reason"]
+        sentences.append(text + ".")
+    return sentences
+
+
 def all_tables(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     """Return file name -> (title, data frame) of every table that is written."""
     return {
         "sige-efficiency": (f"Cost of one step of {HEADLINE_MODEL}", efficiency_table(table, targets, verdicts)),
+        "sige-allocator": ("Time of one step under both allocator settings", allocator_table(table)),
         "sige-state": ("Remembered bytes of one step, MiB by kind", state_table(table, targets)),
         "sige-time-share": ("Time of one step by operator class", time_table(table)),
     }
