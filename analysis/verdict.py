@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sige.analysis.answers import Answer, Rows
 from sige.analysis.targets import Cell, Hardware, Targets
 
 VERDICTS = (
@@ -27,27 +28,7 @@ _LESS_IS_BETTER = ("macs", "latency", "fid", "lpips", "peak_memory", "state_byte
 _MORE_IS_BETTER = ("macs_ratio", "speedup", "calls_per_second", "efficiency", "miou", "psnr", "clip")
 _MEASURED_HERE = ("macs", "dense_macs", "macs_ratio", "latency", "speedup", "efficiency", "psnr", "peak_memory")
 _MEASURED_HERE += ("edit_area", "state_bytes.total", "calls_per_second", "error_max", "error_rel_l2", "active_fraction")
-_TIMED = ("latency", "speedup", "calls_per_second")
-_UNITS = {
-    ("G", "M"): 1e3,
-    ("ms", "s"): 1e-3,
-    ("s", "ms"): 1e3,
-    ("MiB", "MB"): 1.048576,
-    ("MiB", "GB"): 1.048576e-3,
-    ("fraction", "%"): 100.0,
-}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was measured for a cell, in the cell's unit; ``ambiguous`` says why it is no clean answer, or is empty."""
-
-    value: float
-    lo: float
-    hi: float
-    run_id: str
-    device: str
-    ambiguous: str = ""
+_BLANKED_BY_THE_GATE = ("speedup", "efficiency", "calls_per_second")
 
 
 @dataclass(frozen=True)
@@ -94,30 +75,22 @@ def compare(
 
 
 class _Index:
-    """The table's rows by provenance and metric, so that each cell looks at few rows."""
+    """The table's rows by what they may be used for."""
 
     def __init__(self, table: pd.DataFrame):
         ok = table["status"] == "ok"
         measured = table["provenance"] == "measured"
         stock = table["hardware"].str.endswith("-stock")  # inflates dense times: no verdict rests on it
-        self.measured = _by_metric(table[ok & measured & ~stock])
-        self.shipped = _by_metric(table[ok & (table["provenance"] == "shipped")])
-        self.failed = table[~ok & measured]
-        self.empty = table.iloc[:0]
-
-
-def _by_metric(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    rows = rows.sort_values("started", kind="stable")
-    groups = dict(iter(rows.groupby("metric")))
-    groups[""] = rows
-    return groups
+        self.measured = Rows(table[ok & measured & ~stock])
+        self.shipped = Rows(table[ok & (table["provenance"] == "shipped")], by_policy=True)
+        self.failed = Rows(table[~ok & measured])
 
 
 def _judge_cell(cell: Cell, index: _Index, targets: Targets, known: Known) -> dict:
     hardware = targets.hardware.get(cell.hardware)
-    answer = _answer(cell, index.measured, hardware)
-    elsewhere = _answer(cell, index.measured, None) if answer is None and hardware is not None else None
-    shipped = _answer(cell, index.shipped, hardware, by_policy=True)
+    answer = index.measured.answer(cell, hardware)
+    elsewhere = index.measured.answer(cell, None) if answer is None and hardware is not None else None
+    shipped = index.shipped.answer(cell, hardware)
     verdict, why = _verdict(cell, answer, elsewhere, index, hardware, known)
     shown = answer or elsewhere
     difference = math.nan
@@ -171,92 +144,19 @@ def _direction(cell: Cell) -> int:
     return -1 if cell.metric.startswith(_LESS_IS_BETTER) else 0
 
 
-def _answer(cell: Cell, rows: dict, hardware: Hardware | None, by_policy: bool = False) -> Answer | None:
-    if cell.against:
-        return _ratio_against(cell, rows, hardware, by_policy)
-    answer = _find(cell, rows, hardware, by_policy, cell.metric)
-    if answer is None and cell.metric == "calls_per_second":
-        time = _find(cell, rows, hardware, by_policy, "latency", unit="s")
-        if time is not None:
-            answer = Answer(1 / time.value, 1 / time.hi, 1 / time.lo, time.run_id, time.device, time.ambiguous)
-    return answer
-
-
-def _ratio_against(cell: Cell, rows: dict, hardware: Hardware | None, by_policy: bool) -> Answer | None:
-    """A ratio against another model: its dense value divided by this cell's own, both from rows of this table."""
-    metric, unit = ("macs", "G") if cell.metric == "macs_ratio" else ("latency", "ms")
-    own = _find(cell, rows, hardware, by_policy, metric, unit=unit)
-    base = _find(cell, rows, hardware, by_policy, metric, unit=unit, change={"model": cell.against, "method": "dense"})
-    if own is None or base is None:
-        return None
-    return Answer(base.value / own.value, math.nan, math.nan, own.run_id, own.device, own.ambiguous)
-
-
-def _find(
-    cell: Cell,
-    rows: dict[str, pd.DataFrame],
-    hardware: Hardware | None,
-    by_policy: bool,
-    metric: str,
-    unit: str = "",
-    change: dict | None = None,
-) -> Answer | None:
-    """Return the newest row that answers the cell, trying its ways of matching best first."""
-    for fields, ambiguous in cell.matches:
-        fields = dict(fields)
-        if by_policy and fields.get("edit", cell.edit) != cell.edit:
-            continue  # a shipped row answers for the paper's own edit only
-        if fields.get("metric") == cell.metric:
-            fields["metric"] = metric
-        if change:
-            fields.update(change)
-            fields.pop("edit", None)
-        column = fields.pop("column", "value")
-        found = rows.get(fields.pop("metric", ""))
-        if found is None:
-            continue
-        for name, wanted in fields.items():
-            same = found[name] == wanted
-            found = found[same | (found["policy"] == wanted)] if by_policy and name == "method" else found[same]
-        if hardware is not None and len(found):
-            found = found[_on(found, hardware)]
-        if metric in _TIMED:
-            found = found[found["dtype"] == "float32"]
-        found = found[found[column].notna()]
-        if len(found):
-            row = found.iloc[-1]
-            factor = _factor("fraction" if column == "edit_area" else row["unit"], unit or cell.unit)
-            interval = (row["lo"] * factor, row["hi"] * factor) if column == "value" else (math.nan, math.nan)
-            return Answer(row[column] * factor, *interval, row["run_id"], row["device"] or row["hardware"], ambiguous)
-    return None
-
-
-def _on(rows: pd.DataFrame, hardware: Hardware) -> pd.Series:
-    """Rows that were measured on a paper's machine: by its configuration name, or by what the device calls itself."""
-    by_device = rows["device"].str.contains(hardware.device, regex=False)
-    if hardware.backend:
-        by_device &= rows["hardware"] == hardware.backend
-    return (rows["hardware"] == hardware.id) | by_device
-
-
-def _factor(have: str, want: str) -> float:
-    return _UNITS.get((have, want), 1.0)
-
-
 def _why_not_run(cell: Cell, index: _Index, hardware: Hardware | None, known: Known) -> str:
-    failed = index.failed
     edits = {fields["edit"] for fields, _ in cell.matches if "edit" in fields}
-    for name, wanted in (("model", {cell.model}), ("method", {cell.method}), ("edit", edits)):
-        if wanted and wanted != {"any"}:
-            failed = failed[failed[name].isin(wanted)]
-    if len(failed):
-        row = failed.iloc[-1]
-        return f"failed ({row['status']}): {row['reason']}"
-    gates = index.measured.get("gate", index.empty)
-    red = gates[(gates["model"] == cell.model) & (gates["method"] == cell.method) & (gates["value"] == 0)]
-    red = red[red["edit"].isin(edits)]
-    if len(red) and cell.metric in ("speedup", "efficiency", "calls_per_second"):
-        return f"blanked: the correctness gate is red ({red.iloc[-1]['reason'] or 'error above its bound'})"
+
+    def same(row: dict) -> bool:
+        names = cell.model in ("any", row["model"]) and cell.method in ("any", row["method"])
+        return names and (not edits or row["edit"] in edits)
+
+    failed = [row for row in index.failed.all if same(row)]
+    if failed:
+        return f"failed ({failed[-1]['status']}): {failed[-1]['reason']}"
+    red = [row for row in index.measured.of("gate") if same(row) and row["value"] == 0]
+    if red and cell.metric in _BLANKED_BY_THE_GATE:
+        return f"blanked: the correctness gate is red ({red[-1]['reason'] or 'error above its bound'})"
     if cell.needs:
         return "needs " + " and ".join(cell.needs)
     if cell.model != "any" and cell.model not in known.models:
