@@ -117,10 +117,19 @@ def register_edits() -> None:
 
 
 def report(folder: Path) -> None:
-    """Tables, figures, verdicts and report.html from everything in the folder."""
-    from sige.analysis import report as build
+    """Make tables, figures, verdicts and report.html of everything in the folder, and say what was made."""
+    from sige.analysis import report as analysis
 
-    print(build.build(folder))
+    made = analysis.build(folder)
+    kinds: dict[str, int] = {}
+    for path in made:
+        kinds[path.suffix.lstrip(".")] = kinds.get(path.suffix.lstrip("."), 0) + 1
+    print(f"made {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}:")
+    for path in made:
+        if path.suffix in (".svg", ".html", ".md") or path.parent == folder:
+            print(f"  {path}")
+    counts = analysis.verdict_counts(folder)
+    print(f"verdicts on the papers' {sum(counts.values())} numbers: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
 def choices(group: str) -> list[str]:

@@ -72,6 +72,7 @@ def describe(hardware: dict) -> dict:
         "libraries": libraries(),
         "threads": hardware.get("threads"),
         "allocator": hardware["allocator"],
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "cores": cores(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "memory_mib": memory.total >> 20,

@@ -113,6 +113,8 @@ def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
         raise UserError(f"hardware.device={device} is not available on this {platform.system()} machine; choose auto or cpu.")
     if resolved["dtype"] not in ("float32", "bfloat16", "float16"):
         raise UserError(f"unknown hardware.dtype {resolved['dtype']!r}; choose float32, bfloat16 or float16.")
+    if resolved.get("wait", "auto") not in ("auto", "spin", "sleep"):
+        raise UserError(f"unknown hardware.wait {resolved['wait']!r}; choose auto, spin or sleep.")
     resolved["threads"] = (resolved.get("threads") or environment.cores()) if device == "cpu" else None
     resolved["allocator"] = allocator.resolve(resolved.get("allocator") or "retain", device)
     return resolved

@@ -51,7 +51,7 @@ class Bench:
 
     runners: name -> runner, those that have not failed.    probes: name -> one Step of it on the edited input.
     reference: (B, C, H, W) float32 output of the dense float32 model on the edited input; reference_method made it.
-    dense_macs: of one dense step.    gates: name -> whether its error is within budget.    samples: raw timings to keep.
+    dense_macs, dense_count: of one dense step.    gates: name -> whether its error is within budget.    samples: raw timings to keep.
     """
 
     def __init__(self, job: dict, zoo: Zoo, kept: Runners, tick: Callable[[], None] = lambda: None):
@@ -92,7 +92,8 @@ class Bench:
             module, inputs = self.zoo.module("contiguous", "float32"), self.zoo.adapt(self.edited, "contiguous", "float32")
             with torch.inference_mode():
                 self.reference = self.zoo.loader.forward(module, *inputs)
-        self.dense_macs, self.unlisted_note = dense_macs(self.zoo, self.original)
+        self.dense_count = count_dense(self.zoo, self.original)
+        self.dense_macs = self.dense_count.total
 
     def step(self, method: str, around=contextlib.nullcontext) -> Step:
         """One step of a method on the edited input."""
@@ -130,16 +131,14 @@ def load_edit(job: dict) -> Edit:
         raise JobFailure("skipped", str(error)) from error
 
 
-def dense_macs(zoo: Zoo, inputs: tuple) -> tuple[int, str]:
-    """MACs of one dense step, counted without data, and a note that lists executed operators without a formula."""
-    if not hasattr(zoo, "counted"):
+def count_dense(zoo: Zoo, inputs: tuple):
+    """``sige.macs.MacCount`` of one dense step, counted once a model and without data."""
+    if zoo.dense_count is None:
         from sige import macs
 
-        module = zoo.on_meta()
         with torch.no_grad():
-            count = macs.count(_Forward(zoo.loader, module), *(part.to("meta") for part in inputs))
-        zoo.counted = count.total, f"executed, no formula: {', '.join(sorted(count.unlisted))}" if count.unlisted else ""
-    return zoo.counted
+            zoo.dense_count = macs.count(_Forward(zoo.loader, zoo.on_meta()), *(part.to("meta") for part in inputs))
+    return zoo.dense_count
 
 
 class _Forward(torch.nn.Module):

@@ -17,6 +17,7 @@ class Zoo:
         self.loader = importlib.import_module(model["loader"])
         self._master = self.loader.build(model)
         self._weights = {}
+        self.dense_count = None  # of one step, once it was counted
 
     def module(self, layout: str, dtype: str) -> torch.nn.Module:
         """A module of its own (hooks on it meet no other method) whose weights are shared with the others of its kind."""
@@ -44,6 +45,10 @@ class Zoo:
     def on_meta(self) -> torch.nn.Module:
         """The model without data, to count its MACs."""
         return copy.deepcopy(self._master).to("meta")
+
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(tensor.numel() for tensor in self._master.parameters())
 
     def weight_bytes(self, dtype: str) -> int:
         """Bytes of parameters and buffers in a dtype."""

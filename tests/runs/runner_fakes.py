@@ -71,7 +71,8 @@ class Sparse(Runner):
         with torch.no_grad(), around():
             output, ms = self.timed(self.zoo.adapt(edited, self.layout, self.dtype))
         output = output + self.options.get("error", 0.0) * mask
-        effect = SimpleNamespace(macs=6000, dense_macs=60000, active=mask[None], fallbacks=[])
+        effect = SimpleNamespace(macs=6000, dense_macs=60000, active=mask[None], fallbacks=[],
+                                 sparse_macs_by_kind={"conv": 6000, "linear": 0, "attention": 0})
         return Step(output, ms, plan_ms=0.5, effect=effect)
 
     def state_bytes(self):

@@ -36,6 +36,12 @@ def test_sparse_macs_are_those_of_the_effect(measured):
     assert measured[0]["fake", "macs_ratio"].value == DENSE_MACS / 6000
 
 
+def test_a_dense_method_says_how_large_the_model_is(measured):
+    parameters = sum(parameter.numel() for parameter in fakes.Net().parameters())
+    assert measured[0]["dense", "params"].value == parameters / 1e6
+    assert measured[0]["dense", "weight_bytes"].value == parameters * 4 / 2**20
+
+
 def test_errors_are_against_the_dense_output(measured):
     assert measured[0]["fake", "error_max"].value == pytest.approx(0.01, abs=1e-6)
     assert measured[0]["fake", "gate"].value == 1
