@@ -70,6 +70,8 @@ def _state(item: Item, own: pd.DataFrame) -> tuple[str, str]:
     tried = with_value["verdict"].isin(["reproduced", "better", "worse", "ambiguous"]).any()
     if tried or with_value["measured"].notna().any():
         return f"partly ({met} of {len(with_value)} cells)", _most_common(others)
+    if (with_value["verdict"] == "not comparable").all():
+        return "cannot", _most_common(others)
     return "not run", _most_common(others)
 
 

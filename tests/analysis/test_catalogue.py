@@ -47,6 +47,12 @@ def test_state_says_why(rows_of):
     assert state_of(rows_of, {"a": 1.0}, {})["why"] == "the model m is not in the project yet (1)"
 
 
+def test_item_whose_numbers_compare_with_nothing_cannot_be_run(papers, fake_table):
+    listed = catalogue.build_catalogue(papers, verdict.judge(fake_table, papers)).set_index("item")
+    assert listed.loc["m1-demo", "state"] == "cannot"
+    assert listed.loc["m1-demo", "why"].startswith("an interactive session")
+
+
 @pytest.mark.parametrize("paper", ["sige", "fisedit"])
 def test_every_item_of_a_paper_is_listed(papers, fake_table, paper):
     listed = catalogue.build_catalogue(papers, verdict.judge(fake_table, papers))
