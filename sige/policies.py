@@ -103,8 +103,16 @@ POLICIES = {
     "sige_public": dataclasses.replace(_SIGE, name="sige_public", upsample_min_source=0),
     # The paper's dials without tiles: what the tiles cost.
     "pixel": dataclasses.replace(_SIGE, name="pixel", block=1, overhang=False),
-    # Ours.
-    "incremental": Policy(name="incremental", upsample_min_source=16, dense_above=0.7),
+    # Ours. Block and dilation lie on the measured front of error against MACs on the church U-Net: less error than `sige` at
+    # fewer MACs on both public church edits.
+    "incremental": Policy(
+        name="incremental",
+        block=(8, 4, 4, 2, 2),
+        dilation=(4, 4, 3, 2, 1),
+        min_resolution=16,
+        upsample_min_source=8,
+        dense_above=0.7,
+    ),
     # Nothing is sparse: the model as it is, through the engine.
     "dense": Policy(name="dense", block=1, min_resolution=1 << 30, upsample_min_source=1 << 30, norm="dense"),
 }

@@ -110,7 +110,8 @@ class Session:
             raise RecordingError("there is no edit to commit: it was taken back, committed already, or never made")
         for step, inputs, output, rerun in self._edited:
             if rerun is not None:  # the edit covered everything and ran as the plain model: now its maps are wanted
-                memory, _ = self._record_step(*rerun)
+                with self._intercept(lambda call, args, kwargs: call(*args, **kwargs)):
+                    memory, _ = self._record_step(*rerun)
                 step.__dict__.update(memory.__dict__)
             else:
                 step.inputs, step.output = inputs, output

@@ -122,7 +122,7 @@ def _moments_of_map(image, num_groups, tile):
     values = torch.stack([F.avg_pool2d(image, tile), F.avg_pool2d(image.square(), tile)])
     values = values.permute(0, 1, 3, 4, 2).reshape(2, -1, num_groups, channels // num_groups).mean(-1)
     size = tile * tile * (channels // num_groups)
-    return values[0].contiguous(), ((values[1] - values[0].square()).clamp(min=0) * size)
+    return values[0].clone(), ((values[1] - values[0].square()).clamp(min=0) * size)
 
 
 def _updated(forward, key, totals, x, num_groups, tile, eps):

@@ -1,0 +1,212 @@
+"""Bad input: one clear sentence each, and nothing is lost."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import sige
+from sige.errors import ChangedInputError, MaskError, ModelError, NonFiniteError, PathError, PolicyError, RecordingError
+
+
+@pytest.fixture
+def session(unet, small, images):
+    session = sige.Session(unet, small("incremental"))
+    with session.record():
+        unet(images[0], 500)
+    return session
+
+
+def test_unknown_policy_lists_the_names(unet):
+    with pytest.raises(PolicyError, match="unknown policy 'sigee': choose one of sige, sige_public, pixel, incremental, dense"):
+        sige.Session(unet, "sigee")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        pytest.param({"norm": "frozen"}, "norm='frozen' is unknown: choose one of cached, incremental, dense", id="norm"),
+        pytest.param({"kv": "all"}, "kv='all' is unknown", id="kv"),
+        pytest.param({"geometry": "tile"}, "geometry='tile' is unknown", id="geometry"),
+        pytest.param({"pyramid": "mean"}, "pyramid='mean' is unknown", id="pyramid"),
+        pytest.param({"block": 0}, "block=0 must be a whole number of at least 1", id="block zero"),
+        pytest.param({"block": (4, 2.5)}, "block=.4, 2.5. must be a whole number", id="block fraction"),
+        pytest.param({"dilation": -1}, "dilation=-1 must be a whole number of at least 0", id="dilation"),
+        pytest.param({"dense_above": 1.5}, "dense_above=1.5 must be None or a share", id="dense_above"),
+        pytest.param({"state_dtype": torch.int8}, "state_dtype=torch.int8 must be a floating-point dtype", id="state_dtype"),
+    ],
+)
+def test_policy_value(change, message):
+    with pytest.raises(PolicyError, match=message):
+        dataclasses.replace(sige.policy("incremental"), **change)
+
+
+@pytest.mark.parametrize("block", [5, 24, 128])
+def test_block_that_does_not_fit(unet, small, images, block):
+    session = sige.Session(unet, small("incremental", block=block))
+    with session.record():
+        unet(images[0], 500)
+    with pytest.raises(PolicyError, match=f"block={block} does not fit a 64x64 mask: choose a divisor"), session.edit(images[2]):
+        pass
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        pytest.param(torch.ones(64, 64), "the edit mask is torch.float32: give a torch.bool tensor", id="dtype"),
+        pytest.param([[True]], "the edit mask is list: give a torch.bool tensor", id="type"),
+        pytest.param(torch.ones(1, 1, 64, 64, dtype=torch.bool), r"shape \(1, 1, 64, 64\): give \(H, W\)", id="rank"),
+        pytest.param(torch.ones(32, 64, dtype=torch.bool), r"mask is \(32, 64\), the recording has sample", id="resolution"),
+        pytest.param(torch.ones(2, 64, 64, dtype=torch.bool), "mask has batch 2, the recording has sample", id="batch"),
+    ],
+)
+def test_mask(session, mask, message):
+    with pytest.raises(MaskError, match=message), session.edit(mask):
+        pass
+
+
+def test_empty_mask_returns_the_recording_for_nothing(session, unet, images):
+    with torch.no_grad():
+        before = session._steps[0].output[0]
+    with pytest.warns(UserWarning, match="the edit mask is empty"), session.edit(torch.zeros(64, 64, dtype=torch.bool)) as effect:
+        after = unet(images[0], 500).sample
+    assert (torch.equal(after, before), effect.macs, bool(effect.active.any())) == (True, 0, False)
+
+
+def test_edit_before_record(unet, images):
+    with pytest.raises(RecordingError, match="nothing is recorded yet: run the model once inside session.record"):
+        with sige.Session(unet).edit(images[2]):
+            pass
+
+
+def test_recording_without_a_forward(unet):
+    with pytest.raises(RecordingError, match="nothing was recorded"), sige.Session(unet).record():
+        pass
+
+
+@pytest.mark.parametrize("verb", ["undo", "commit"])
+def test_nothing_to_take_back_or_keep(session, verb):
+    with pytest.raises(RecordingError, match=f"there is no edit to {verb}"):
+        getattr(session, verb)()
+
+
+def test_nested_blocks(session, images):
+    with pytest.raises(RecordingError, match="cannot be nested"), session.edit(images[2]), session.record():
+        pass
+
+
+def test_changed_time_step(session, unet, images):
+    with pytest.raises(ChangedInputError, match="input 'timestep' is 400, the recording has 500"), session.edit(images[2]):
+        unet(images[1], 400)
+
+
+def test_declared_change_is_allowed(session, unet, images):
+    with session.edit(images[2], changed=("timestep",)):
+        assert unet(images[1], 400).sample.shape == images[1].shape
+
+
+def test_input_changed_outside_the_mask(session, unet, images):
+    edited = images[1].clone()
+    edited[0, 1, 3, 5] += 1
+    with pytest.raises(ChangedInputError, match="at 1 positions outside the mask, the first at row 3, column 5 of sample 0"):
+        with session.edit(images[2]):
+            unet(edited, 500)
+
+
+def test_input_of_another_shape(session, unet, images):
+    with pytest.raises(ChangedInputError, match=r"input 'sample' is \(2, 3, 64, 64\)"), session.edit(images[2]):
+        unet(images[1].repeat(2, 1, 1, 1), 500)
+
+
+def test_additional_argument(session, unet, images):
+    with pytest.raises(ChangedInputError, match="only the edit has an input 'class_labels'"), session.edit(images[2]):
+        unet(images[1], 500, class_labels=torch.zeros(1))
+
+
+def test_more_forwards_than_recorded(session, unet, images):
+    with pytest.raises(ChangedInputError, match="forward 2 of the edit has no recording: 1 were recorded"), session.edit(images[2]):
+        unet(images[1], 500)
+        unet(images[1], 500)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["NaN", "infinity"])
+def test_non_finite_input(session, unet, images, value):
+    edited = images[1].clone()
+    edited[0, 0, 30, 30] = value
+    with pytest.raises(NonFiniteError, match="input 'sample' of shape .* holds NaN or infinity"), session.edit(images[2]):
+        unet(edited, 500)
+
+
+def test_non_finite_recording(unet, images):
+    with pytest.raises(NonFiniteError, match="holds NaN or infinity"), sige.Session(unet).record():
+        unet(images[0] / 0, 500)
+
+
+class Forked(nn.Module):
+    """Takes the second convolution only while ``fork`` is off."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fork = False
+
+    def forward(self, x):
+        x = self.first(x)
+        return x if self.fork == "short" else (self.first if self.fork == "other" else self.second)(x[:, :3] if self.fork else x)
+
+
+@pytest.mark.parametrize("fork", ["other", "short"])
+def test_another_path_through_the_model(small, images, fork):
+    model = Forked()
+    session = sige.Session(model, small("incremental"))
+    with session.record():
+        model(images[0])
+    model.fork = fork
+    with pytest.raises(PathError, match="path through the model"), session.edit(images[2]):
+        model(images[1])
+
+
+def test_remembered_map_modified_from_outside(session, images):
+    entry = next(entry for entry in session._steps[0].entries.values() if entry.kind == "conv_input")
+    entry.value.add_(1)
+    with pytest.raises(RecordingError, match="was modified in place from outside"), session.edit(images[2]):
+        pass
+
+
+@pytest.mark.parametrize(
+    "wrap, message",
+    [
+        pytest.param(lambda m: torch.compile(m), "is a OptimizedModule: give the session its ._orig_mod", id="compiled"),
+        pytest.param(nn.DataParallel, "is a DataParallel: give the session its .module", id="data parallel"),
+        pytest.param(lambda m: "unet", "str is neither a torch module nor a pipeline", id="not a model"),
+    ],
+)
+def test_model_that_cannot_be_followed(unet, wrap, message):
+    with pytest.raises(ModelError, match=message):
+        sige.Session(wrap(unet))
+
+
+def test_model_compiled_in_place():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3))
+    model[0].compile()
+    with pytest.raises(ModelError, match="0 is compiled: give the session the model before compile"):
+        sige.Session(model)
+
+
+def test_autocast_must_agree(unet, small, images):
+    session = sige.Session(unet, small("incremental"))
+    with session.record():
+        unet(images[0], 500)
+    with pytest.raises(ChangedInputError, match="autocast"), torch.autocast("cpu", torch.bfloat16), session.edit(images[2]):
+        unet(images[1], 500)
+
+
+def test_active_tensor_kept_beyond_the_forward(session, unet, images):
+    kept = []
+    hook = unet.down_blocks[0].register_forward_hook(lambda _m, _i, output: kept.append(output[0]))
+    with session.edit(images[2]):
+        unet(images[1], 500)
+    hook.remove()
+    with pytest.raises(RuntimeError, match="active tensors live only inside the model's own forward pass"):
+        kept[0] + 1
