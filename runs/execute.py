@@ -1,5 +1,6 @@
 """Run planned jobs in worker processes and store what they say. A failure is a row, and the rest goes on."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,10 +70,10 @@ def _groups(todo: list[Planned]) -> list[list[Planned]]:
 
 def _run_group(group, store, timeout, tracker, command, bar, outcome) -> bool:
     """Run the jobs of one worker after the other; a dead worker is replaced. False after Ctrl-C."""
-    worker = None
+    worker, disturbed = None, False
     told: dict = {}
     try:
-        for number, plan in enumerate(group):
+        for plan in group:
             found: list[dict] = []
             record = {"run_id": plan.job["run_id"], "identity": plan.identity, "samples": {}}
             bar.start(plan.job)
@@ -82,8 +83,10 @@ def _run_group(group, store, timeout, tracker, command, bar, outcome) -> bool:
                 else:
                     if worker is None:
                         log = store.folder / "logs" / f"{plan.job['run_id']}.log"
-                        worker = Process(plan.job["hardware"], log, command)
+                        worker = Process(plan.job["hardware"], log, command, disturbed)
+                    clock = time.monotonic()
                     worker.run(plan.job, timeout, lambda message: _hear(message, found, record, told))
+                    disturbed = worker.is_disturbed(time.monotonic() - clock)
             except WorkerDied as error:
                 worker = None
                 found = _cut_short(plan.job, found, error.status, error.reason)
@@ -91,6 +94,9 @@ def _run_group(group, store, timeout, tracker, command, bar, outcome) -> bool:
                 outcome.interrupted = True
                 found = _cut_short(plan.job, found, "interrupted", "stopped by Ctrl-C")
             _keep(plan, found, {**record, "environment": told.get("environment")}, store, tracker, bar, outcome)
+            if disturbed and worker is not None:
+                worker.close()
+                worker = None  # the next one's threads sleep
             if outcome.interrupted:
                 bar.note(f"stopped: what was finished is in {store.path}; the same command goes on from there.")
                 return False

@@ -25,8 +25,11 @@ class WorkerDied(Exception):
         self.status, self.reason = status, reason
 
 
-def environment(hardware: dict) -> dict[str, str]:
-    """Environment of a worker: threads and allocator of the hardware's configuration, and the place of our package."""
+def environment(hardware: dict, sleep: bool = False) -> dict[str, str]:
+    """Environment of a worker: threads and allocator of the hardware's configuration, and the place of our package.
+
+    sleep: its threads wait for each other asleep, not spinning.
+    """
     import sige
 
     inherited = allocator.environment(hardware["allocator"], dict(os.environ))
@@ -35,16 +38,17 @@ def environment(hardware: dict) -> dict[str, str]:
     if hardware.get("threads"):
         inherited |= dict.fromkeys(_THREADS, str(hardware["threads"]))
     inherited.pop("OMP_WAIT_POLICY", None)
-    if hardware.get("wait") == "sleep" or (hardware.get("wait") == "auto" and is_busy()):
+    if sleep:
         inherited["OMP_WAIT_POLICY"] = "passive"
     return inherited
 
 
-def is_busy(share: float = 0.15, seconds: float = 0.5) -> bool:
+def is_busy(share: float = 0.15, seconds: float = 1.0) -> bool:
     """Whether other processes use more than this share of the machine just now.
 
-    Threads that wait for each other by spinning are fastest on a quiet machine and disastrous on a busy one: with one
-    core of two taken, convolutions took 5 times as long as with threads that sleep, small operators up to 100 times.
+    Threads that wait for each other by spinning are fastest on a quiet machine (9 us a parallel region, asleep 22) and
+    disastrous on a busy one: with one core of two taken, convolutions took 2 to 5 times as long as with threads that
+    sleep, small operators up to 300 times.
     """
     import psutil
 
@@ -52,16 +56,23 @@ def is_busy(share: float = 0.15, seconds: float = 0.5) -> bool:
 
 
 class Process:
-    """One worker. What it prints on standard error goes to ``log``."""
+    """One worker. What it prints on standard error goes to ``log``.
 
-    def __init__(self, hardware: dict, log: Path, command: list[str] | None = None):
+    ``sleeping`` says how its threads wait for each other: as ``hardware.wait`` says, and with ``auto`` asleep where the
+    machine is busy now or was while the worker before this one ran (``disturbed``).
+    """
+
+    def __init__(self, hardware: dict, log: Path, command: list[str] | None = None, disturbed: bool = False):
+        wait = hardware.get("wait", "spin")
+        self.sleeping = wait == "sleep" or (wait == "auto" and (disturbed or is_busy()))
+        self.may_change = wait == "auto"
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as stderr:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker in order.
             self.process = subprocess.Popen(
                 command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
-                env=environment(hardware), start_new_session=True,
+                env=environment(hardware, self.sleeping), start_new_session=True,
             )
         self.messages: queue.Queue = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -94,6 +105,20 @@ class Process:
             hear(message)
             if message["say"] == "done":
                 return
+
+    def is_disturbed(self, seconds: float) -> bool:
+        """Whether others took the processor away in the last ``seconds``, more than twenty times a second, from a worker whose
+        threads spin: its next job is better off in a worker whose threads sleep. Looks at what happened since the last call."""
+        import psutil
+
+        if self.sleeping or not self.may_change:
+            return False
+        try:
+            switches = psutil.Process(self.process.pid).num_ctx_switches().involuntary
+        except (psutil.Error, NotImplementedError):
+            return False  # gone, or a system that does not tell
+        before, self.switches = getattr(self, "switches", 0), switches
+        return switches - before > 20 * seconds
 
     def _post_mortem(self) -> tuple[str, str]:
         code = self.process.wait()

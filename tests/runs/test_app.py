@@ -1,0 +1,187 @@
+"""The command line: compositions, sentences for what cannot be composed, dry plans, and one small run from end to end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from sige.analysis import schema
+from sige.paths import conf_dir
+from sige.runs import app
+from sige.runs.jobs import expand
+from sige.runs.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["model=ddpm_tiny", "hardware=cpu", "hardware.threads=1", "dataset.synthetic.seed=1"]
+
+
+def call(folder, *overrides, flags=()):
+    """Run ``python -m sige.runs`` in a process of its own."""
+    command = [sys.executable, "-m", "sige.runs", *flags, f"results={folder}", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "160"})
+
+
+@pytest.fixture
+def compose():
+    """``compose(override, ...)``: the configuration as the app sees it."""
+    app.register_edits()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield lambda *overrides: hydra.compose("config", list(overrides))
+
+
+def jobs_of(config):
+    return expand(OmegaConf.to_container(config, resolve=True), app.hardware_choices())
+
+
+def test_the_default_composition_gives_jobs(compose):
+    (job,) = jobs_of(compose("hardware=cpu"))
+    assert (job["model"]["name"], job["edit"]["name"]) == ("ddpm_church256", "brush-1.2")
+    assert list(job["methods"]) == ["sige_public", "sige", "incremental", "pixel"]
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_composes_to_jobs(compose, experiment):
+    overrides = [f"experiment={experiment}", "hardware=cpu"]
+    found = [job for part in app.parts(compose(*overrides), overrides) for job in jobs_of(part)]
+    assert found and all(job["experiment"] != "reproduce" for job in found)
+
+
+@pytest.mark.parametrize("group, skip", [pytest.param(group, (), id=group) for group in ("method", "metric", "model", "edit", "dataset")])
+def test_every_choice_of_a_group_composes(compose, group, skip):
+    wrapped = group in ("method", "metric", "edit")
+    for name in app.choices(group):
+        if group == "dataset":
+            compose(f"dataset=[{name}]")
+        else:
+            compose(f"{group}=[{name}]" if wrapped else f"{group}={name}")
+
+
+@pytest.mark.parametrize("name", ["church-432", "brush-1.2", "rectangle-100", "scattered-15.5", "brush_sizes", "brighten-30"])
+def test_edits_are_choices(name):
+    app.register_edits()
+    assert name in app.choices("edit")
+
+
+def test_included_experiments_get_the_users_overrides(compose):
+    overrides = ["experiment=reproduce", "model=ddpm_tiny", "seed=3"]
+    found = app.parts(compose(*overrides), overrides)
+    assert {(part.model.name, part.seed) for part in found} == {("ddpm_tiny", 3)} and len(found) > 1
+
+
+def test_the_church_model_is_the_papers(compose):
+    """113.67 M parameters, counted without data."""
+    import torch
+    from diffusers import UNet2DModel
+
+    with torch.device("meta"):
+        module = UNet2DModel(**OmegaConf.to_container(compose("model=ddpm_church256").model.config))
+    assert sum(parameter.numel() for parameter in module.parameters()) == 113_673_219
+
+
+@pytest.mark.parametrize("override, sentence", [
+    pytest.param("model=dppm", "sige.runs: unknown model 'dppm'; choose one of ddpm_church256, ddpm_tiny.", id="model"),
+    pytest.param("method=[sige,siege]", "sige.runs: unknown method 'siege'; choose one of dense, ", id="method"),
+    pytest.param("method.sige.policy=siege", "sige.runs: method sige: unknown policy 'siege': choose one of sige, sige_public,", id="policy"),
+    pytest.param("edit=brush", "sige.runs: unknown edit 'brush'; choose one of brighten-30, brush-1.2,", id="edit"),
+    pytest.param("tracker=mlflow", "sige.runs: unknown tracker 'mlflow'; choose none or wandb.", id="tracker"),
+])
+def test_an_unknown_value_ends_in_one_sentence_and_code_2(tmp_path, override, sentence):
+    done = call(tmp_path, "dry=true", override)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(sentence)
+
+
+def test_an_unknown_value_in_a_sweep_ends_the_same_way(tmp_path):
+    done = call(tmp_path, "dry=true", "method=sige,siege", flags=["-m"])
+    assert done.returncode == 2 and done.stderr.startswith("sige.runs: unknown method 'siege'; choose one of dense,")
+
+
+def test_a_table_of_another_schema_version_ends_in_one_sentence_and_code_2(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 99)
+    schema.write_table(schema.empty_table(), tmp_path / "runs.parquet")
+    done = call(tmp_path, "dry=true")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"sige.runs: {tmp_path}/runs.parquet has schema version 99, this code reads version 1")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One run of the tiny model through everything, and the same command again."""
+    folder = tmp_path_factory.mktemp("results")
+    command = (folder, "experiment=smoke", "rounds=2", *TINY)
+    return folder, call(*command), call(*command)
+
+
+def test_a_run_ends_well_and_says_so(smoke):
+    _, first, _ = smoke
+    assert first.returncode == 0, first.stderr
+    assert "1 to run, 0 cached, 0 stale" in first.stdout and "[1/1] smoke · ddpm_tiny · brush-5" in first.stdout
+
+
+def test_a_run_fills_the_table(smoke):
+    table = Store(smoke[0]).load()
+    assert set(table["status"]) == {"ok"}, list(table["reason"])
+    metrics = set(table[table["method"] == "incremental"]["metric"])
+    assert {"macs", "macs_ratio", "error_rel_l2", "gate", "state_bytes.total", "latency", "speedup", "plan_ms", "peak_memory"} <= metrics
+    assert set(table["hardware"]) == {"cpu"} and set(table["dtype"]) == {"float32"}
+
+
+def test_the_dispatcher_count_and_the_rules_agree_on_the_dense_step(smoke):
+    """The engine's own formulas for the whole model against the count of what a dense forward executes."""
+    import json
+
+    folder, *_ = smoke
+    table = Store(folder).load()
+    dense = table[(table["method"] == "dense") & (table["metric"] == "macs")]["value"].item()
+    assert dense == pytest.approx(table[table["metric"] == "dense_macs"]["value"].iloc[0])
+    assert json.loads(table["config"].iloc[0])["model"]["name"] == "ddpm_tiny"
+
+
+def test_a_run_records_where_it_was_made(smoke):
+    store = Store(smoke[0])
+    environment = store.record(store.load()["run_id"].iloc[0])["environment"]
+    assert {"machine", "libraries", "threads", "load_average", "memory_mib", "commit", "allocator"} <= set(environment)
+    assert environment["threads"] == 1
+
+
+def test_the_same_command_again_does_nothing(smoke):
+    assert "0 to run, 1 cached, 0 stale" in smoke[2].stdout and smoke[2].returncode == 0
+
+
+def test_a_dry_plan_runs_nothing_and_says_why(smoke):
+    folder = smoke[0]
+    before = (folder / "runs.parquet").read_bytes()
+    done = call(folder, "experiment=smoke", "rounds=2", "seed=0,1", "dry=true", *TINY, flags=["-m"])
+    assert "cached" in done.stdout and "nothing there" in done.stdout and done.stdout.count("nothing was run (dry=true)") == 2
+    assert (folder / "runs.parquet").read_bytes() == before
+
+
+def test_a_sweep_lands_in_one_table_and_a_run_that_fails_is_a_row_and_code_1(tmp_path):
+    done = call(tmp_path, "edit=brush-5", "method=sige", "metric=[macs]", "dataset.synthetic.height=64,32", *TINY, flags=["-m"])
+    assert done.returncode == 1, done.stderr
+    table = Store(tmp_path).load()
+    assert set(table["status"]) == {"ok", "invalid"}
+    (reason,) = table[table["status"] == "invalid"]["reason"]
+    assert reason == "edit brush-5 is 32x64, model ddpm_tiny takes 64x64 (height x width)."
+
+
+def test_weights_that_are_not_there_are_a_row(tmp_path):
+    done = call(tmp_path, "edit=brush-5", "method=sige", "metric=[macs]", "model.weights=pretrained", "model.weights_path=/nowhere", *TINY)
+    table = Store(tmp_path).load()
+    assert (done.returncode, list(table["status"])) == (1, ["missing_weights"])
+    assert table["reason"].item() == "ddpm_tiny: no diffusion_pytorch_model.safetensors in /nowhere."
+
+
+def test_the_report_is_made_at_the_end(tmp_path, monkeypatch, capsys):
+    from sige.analysis import report
+
+    monkeypatch.setattr(report, "build", lambda folder: [folder / "verdicts.csv", folder / "figures" / "a.svg", folder / "report.html"])
+    monkeypatch.setattr(report, "verdict_counts", lambda folder: {"reproduced": 3, "not run": 4})
+    app.report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "made 1 csv, 1 html, 1 svg:" in printed and str(tmp_path / "report.html") in printed
+    assert "verdicts on the papers' 7 numbers: 3 reproduced, 4 not run" in printed
