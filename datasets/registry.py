@@ -1,4 +1,4 @@
-"""Find an edit by name: every module of this folder that defines ``DATASET``, ``names``, ``owns`` and ``load`` is a data set.
+"""Find an edit by name: every module of this folder that defines a ``DATASET`` is a data set.
 
 A new data set is one file beside this one with
 
@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 
 def owner(name: str) -> ModuleType:
-    """The module of the data set that has the edit ``name``; UnknownEdit with a sentence listing what exists otherwise."""
+    """The module of the data set that has the edit ``name``; UnknownEdit lists what exists otherwise."""
     for module in datasets().values():
         if module.owns(name):
             return module
@@ -45,7 +45,7 @@ def owner(name: str) -> ModuleType:
 
 
 def load(name: str, **options) -> Edit:
-    """Load the edit ``name``. ``options`` are those of its data set (size and seed of a generated one, folder of a sample).
+    """Load the edit ``name``; ``options`` are those of its data set (size and seed, folder of a sample).
 
     Raises UnknownEdit for a name nobody has and MissingSample for a sample that is not on this machine.
     """

@@ -1,7 +1,8 @@
 """Real church edits: the sample pairs that come with the public SIGE repository, read from a local folder.
 
-They are not part of this project. Put ``church-432-original.png``, ``church-432-edited.png`` (and 423) in a folder
-``sige-samples`` under ``$SIGE_DATA``, ``data/`` or ``../shared/data`` (both seen from the checkout's root).
+They are not part of this project. Put ``church-432-original.png``, ``church-432-edited.png`` (and 423), and for the toy
+example ``masks.npz``, in a folder ``sige-samples`` under ``$SIGE_DATA``, ``data/`` or ``../shared/data`` (both seen
+from the checkout's root).
 """
 
 import hashlib
@@ -16,12 +17,13 @@ from sige.datasets.edit import Edit, MissingSample, UnknownEdit
 DATASET = "church"
 FOLDER = "sige-samples"
 _ROOT = Path(__file__).resolve().parents[1]
-_SAMPLES = ("church-423", "church-432")
+_CHURCHES = ("church-423", "church-432")
+_TOY, _TOY_PICTURE = "toy-mask", "church-423"
 
 
 def names() -> list[str]:
-    """The two pairs whose areas the paper prints: 15.45 % (423) and 1.20 % (432)."""
-    return list(_SAMPLES)
+    """The two pairs whose areas the paper prints, 15.45 % (423) and 1.20 % (432), and the mask of its toy example."""
+    return [*_CHURCHES, _TOY]
 
 
 def describe() -> list[str]:
@@ -31,7 +33,7 @@ def describe() -> list[str]:
 
 def owns(name: str) -> bool:
     """True for the names of this data set."""
-    return name in _SAMPLES
+    return name in names()
 
 
 def search_path(folder: str | None = None) -> list[Path]:
@@ -43,24 +45,25 @@ def search_path(folder: str | None = None) -> list[Path]:
     return [root / FOLDER for root in roots]
 
 
-def files(name: str, folder: str | None = None) -> tuple[Path, Path]:
-    """Paths of the original and the edited picture. MissingSample says where they were looked for."""
+def files(name: str, folder: str | None = None) -> tuple[Path, ...]:
+    """Paths of the original, the edited picture and any mask file. MissingSample says where they were looked for."""
     if not owns(name):
         raise UnknownEdit(f"unknown church sample {name!r}; there are {', '.join(names())}.")
-    wanted = (f"{name}-original.png", f"{name}-edited.png")
+    picture = _TOY_PICTURE if name == _TOY else name
+    wanted = [f"{picture}-original.png", f"{picture}-edited.png"] + ["masks.npz"] * (name == _TOY)
     places = search_path(folder)
     for place in places:
         if place.is_dir():
-            pair = (place / wanted[0], place / wanted[1])
-            if all(path.is_file() for path in pair):
-                return pair
+            found = tuple(place / file for file in wanted)
+            if all(path.is_file() for path in found):
+                return found
             break
     looked = ", ".join(str(place) for place in places)
-    raise MissingSample(f"{name} needs {wanted[0]} and {wanted[1]} in the first folder that exists of: {looked}.")
+    raise MissingSample(f"{name} needs {' and '.join(wanted)} in the first folder that exists of: {looked}.")
 
 
 def digest(name: str, folder: str | None = None, **options) -> str:
-    """Digest of the two files' bytes."""
+    """Digest of the files' bytes."""
     state = hashlib.sha256()
     for path in files(name, folder):
         state.update(path.read_bytes())
@@ -79,10 +82,14 @@ def read_picture(path: Path) -> torch.Tensor:
 def load(name: str, folder: str | None = None, eps: float = 0.01, dilation: int = 5) -> Edit:
     """Read a pair and make its mask the paper's way: any channel differs by more than ``eps``, then a plus-shaped
     dilation by ``dilation`` pixels (SIGE uses 0.01 and 5 for the church model). The area printed in the paper is the
-    one after dilation."""
+    one after dilation. The toy's mask is read as it is."""
     from sige import masks
 
-    before, after = files(name, folder)
+    before, after, *stored = files(name, folder)
     original, edited = read_picture(before), read_picture(after)
+    if stored:
+        with np.load(stored[0]) as arrays:
+            mask = torch.from_numpy(arrays["toy"].astype(bool))
+        return Edit(name, original, edited, mask, source="sample", dataset=DATASET)
     mask = masks.dilate_cross(masks.difference_mask(original, edited, eps), dilation)
     return Edit(name, original, edited, mask, source="sample", dataset=DATASET)

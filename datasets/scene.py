@@ -26,7 +26,10 @@ def scene(height: int, width: int, seed: int = 0) -> torch.Tensor:
     y = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
     x = ((torch.arange(width) + 0.5) / width)[None, :].expand(height, width)
 
-    top, low = torch.tensor([draw(0.1, 0.4), draw(0.3, 0.5), draw(0.7, 0.95)]), torch.tensor([0.9, draw(0.6, 0.85), 0.7])
+    top, low = (
+        torch.tensor([draw(0.1, 0.4), draw(0.3, 0.5), draw(0.7, 0.95)]),
+        torch.tensor([0.9, draw(0.6, 0.85), 0.7]),
+    )
     picture = top[:, None, None] + (low - top)[:, None, None] * y
     _paint(picture, (x - draw(0.1, 0.9)) ** 2 + (y - draw(0.1, 0.3)) ** 2 < draw(0.04, 0.08) ** 2, (1.0, 0.95, 0.7))
     for depth in range(3):  # hills, the nearer the darker

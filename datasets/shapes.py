@@ -1,7 +1,7 @@
 """Seeded masks of a wanted area: brush strokes, a rectangle, scattered marks.
 
-Strokes and marks are drawn by ranking pixels by their distance to a curve or to centres and taking as many of the nearest
-as the area asks for, so they hit it to the pixel. Each function also labels the pixels by stroke, for colouring.
+Strokes and marks are drawn by ranking pixels by their distance to a curve or to centres and taking as many of the
+nearest as the area asks for, so they hit it to the pixel. Each maker also labels the pixels by stroke, for colouring.
 """
 
 import math
@@ -22,7 +22,9 @@ def _nearest(points: torch.Tensor, height: int, width: int, count: int) -> tuple
     """The ``count`` pixels nearest to ``points`` (P, 2: row, column) as a mask, and the nearest point of each pixel."""
     rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixels = torch.stack([rows.flatten(), columns.flatten()], 1)
-    nearest, which = zip(*((block.min(1)) for block in (torch.cdist(part, points) for part in pixels.split(8192))), strict=True)
+    nearest, which = zip(
+        *((block.min(1)) for block in (torch.cdist(part, points) for part in pixels.split(8192))), strict=True
+    )
     order = torch.cat(nearest).argsort(stable=True)
     mask = torch.zeros(height * width, dtype=torch.bool)
     mask[order[:count]] = True
@@ -56,7 +58,7 @@ def brush(area: float, height: int, width: int, generator: torch.Generator) -> t
 
 
 def rectangle(area: float, height: int, width: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One rectangle of whole pixels, its proportions drawn from 1:2 to 2:1 and then corrected until the area is right."""
+    """One rectangle of whole pixels, its proportions drawn from 1:2 to 2:1, then corrected for the area."""
     count = _pixels_for(area, height, width)
     aspect = math.exp((torch.rand((), generator=generator).item() * 2 - 1) * math.log(2))
     wanted = min(height, max(1.0, math.sqrt(count * aspect)))

@@ -1,7 +1,7 @@
 """Generated edits on a synthetic scene: brush strokes, rectangles, scattered marks and brightened regions, at any area.
 
-Names say kind and per cent of the area: ``brush-1.2``, ``rectangle-30``, ``scattered-5``, ``brighten-30``. They exist on
-every machine and at every size, and the same seed gives the same edit.
+Names say kind and per cent of the area: ``brush-1.2``, ``rectangle-30``, ``scattered-5``, ``brighten-30``. They exist
+on every machine and at every size, and the same seed gives the same edit.
 """
 
 import re
@@ -33,10 +33,12 @@ def describe() -> list[str]:
 
 
 def parse(name: str) -> tuple[str, float]:
-    """("brush", 0.012) from "brush-1.2". UnknownEdit where the name is not of this family or the area is not in (0, 100]."""
+    """("brush", 0.012) from "brush-1.2". UnknownEdit for a name of no such kind or an area not in (0, 100]."""
     match = _NAME.fullmatch(name)
     if not match or not 0 < float(match[2]) <= 100:
-        raise UnknownEdit(f"{name!r} is not <kind>-<per cent, above 0 and at most 100>; kinds: {', '.join(shapes.KINDS)}, brighten.")
+        raise UnknownEdit(
+            f"{name!r} is not <kind>-<per cent, above 0 and at most 100>; kinds: {', '.join(shapes.KINDS)}, brighten."
+        )
     return match[1], float(match[2]) / 100
 
 
@@ -49,7 +51,7 @@ def owns(name: str) -> bool:
 
 
 def digest(name: str, **options) -> str:
-    """"": the code and the options alone make these edits, and both are part of a run's identity."""
+    """ "": the code and the options alone make these edits, and both are part of a run's identity."""
     return ""
 
 

@@ -5,8 +5,8 @@
     python -m sige.runs -m edit=brush-1.2,brush-5 model=ddpm_church256,ddpm_tiny
     ... dry=true        show what would run and why       force=true    run again what is there
 
-Exit codes: 0 all is well, 1 some run failed (its rows say why), 2 a request that cannot be met, 3 results that could not
-be written, 130 stopped by Ctrl-C.
+Exit codes: 0 all is well, 1 some run failed (its rows say why), 2 a request that cannot be met, 3 results that could
+not be written, 130 stopped by Ctrl-C.
 """
 
 import os
@@ -67,7 +67,9 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     check(config.tracker)
     folder = Path(config.results)
     choices = hardware_choices()
-    jobs = [job for part in parts(config, overrides) for job in expand(OmegaConf.to_container(part, resolve=True), choices)]
+    jobs = [
+        job for part in parts(config, overrides) for job in expand(OmegaConf.to_container(part, resolve=True), choices)
+    ]
     store = Store(folder)
     planned = plan.make(jobs, store, force=config.force)
     for job in jobs:
@@ -83,17 +85,17 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         outcome = execute(planned, store, config.timeout_s, tracker)
     finally:
         store.close()
+    print(f"{outcome.text()}; the table is {store.path}")
     if config.report and not outcome.interrupted:
         report(folder)
     tracker.finish(result_files(folder))
-    print(f"{outcome.text()}; the table is {store.path}")
     if outcome.interrupted:
         raise KeyboardInterrupt
     return FAILED if set(outcome.counts) - {"ok", "skipped"} else OK
 
 
 def parts(config: DictConfig, overrides: list[str]) -> list[DictConfig]:
-    """The configurations to run: the composed one, or those of the experiments that it includes, with the user's overrides."""
+    """What to run: the composed configuration, or those of the experiments it includes, with the user's overrides."""
     if not config.include:
         return [config]
     mine = [override for override in overrides if not override.startswith("experiment=")]
@@ -107,7 +109,7 @@ def hardware_choices() -> dict[str, dict]:
 
 
 def register_edits() -> None:
-    """Make every edit of every data set a choice of the group ``edit`` (conf/edit/ holds those that need more than a name)."""
+    """Make every edit of every data set a choice of the group ``edit``; conf/edit/ has those with more than a name."""
     from sige.datasets import registry
 
     store = ConfigStore.instance()
@@ -129,7 +131,8 @@ def report(folder: Path) -> None:
         if path.suffix in (".svg", ".html", ".md") or path.parent == folder:
             print(f"  {path}")
     counts = analysis.verdict_counts(folder)
-    print(f"verdicts on the papers' {sum(counts.values())} numbers: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"verdicts on the papers' {sum(counts.values())} numbers: {told}")
 
 
 def choices(group: str) -> list[str]:

@@ -83,7 +83,11 @@ def describe(hardware: dict) -> dict:
     if hardware["device"] == "cuda":
         import torch
 
-        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "tf32": bool(hardware.get("tf32"))}
+        facts |= {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32": bool(hardware.get("tf32")),
+        }
     return facts
 
 

@@ -30,7 +30,12 @@ def status_of(error: BaseException) -> tuple[str, str]:
         return error.status, error.reason
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in text or "out of memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or "OutOfMemoryError" in names
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    ):
         return "oom", one_line(error)
     # Settings that make no sense together; anything else the engine refuses is an error of that run.
     if names & {"PolicyError", "MaskError"}:

@@ -22,6 +22,7 @@ class Outcome:
         self.counts: dict[str, int] = {}
         self.failures: list[str] = []
         self.interrupted = False
+        self.unwritten = False  # the disk did not take the last job's rows
 
     def add(self, job: dict, found: list[dict]) -> str:
         """Count a job; returns its worst status."""
@@ -34,7 +35,7 @@ class Outcome:
         return worst
 
     def text(self) -> str:
-        """"12 ok, 1 skipped"."""
+        """ "12 ok, 1 skipped"."""
         return ", ".join(f"{count} {status}" for status, count in self.counts.items()) or "nothing to run"
 
 
@@ -48,7 +49,7 @@ def execute(
 ) -> Outcome:
     """Run what is not cached, grouped by model and hardware so that each group loads its model once.
 
-    timeout: seconds a job may take.   command: the worker's command line, for another worker.   Ctrl-C ends the job in hand
+    timeout: seconds a job may take.   command: command line of another worker than ours.   Ctrl-C ends the job in hand
     with an ``interrupted`` row and comes back with ``Outcome.interrupted``; all that was finished is in the store.
     """
     outcome = Outcome()
@@ -129,8 +130,9 @@ def _keep(plan, found, record, store, tracker, bar, outcome) -> None:
     tracker.log(found)
     reasons = {row["reason"] for row in found if row["status"] != "ok"}
     bar.finish(plan.job, worst + (f" ({'; '.join(sorted(reasons))})" if reasons else ""))
-    if not written:
-        bar.note(f"cannot write {store.path} ({store.problem}); its rows are kept and tried again after the next run.")
+    if not written and not outcome.unwritten:
+        bar.note(f"cannot write {store.path} ({store.problem}); its rows are kept and tried again after every run.")
+    outcome.unwritten = not written
 
 
 def result_files(folder: Path) -> list[Path]:

@@ -13,8 +13,16 @@ from pathlib import Path
 from sige.runs import environment
 from sige.runs.rows import canonical
 
-_ALWAYS = ("sige.runs.measure", "sige.runs.worker", "sige.runs.rows", "sige.runs.models.zoo", "sige.runs.methods",
-           "sige.runs.metrics", "sige.analysis.stats", "sige.analysis.image_errors")
+_ALWAYS = (
+    "sige.runs.measure",
+    "sige.runs.worker",
+    "sige.runs.rows",
+    "sige.runs.models.zoo",
+    "sige.runs.methods",
+    "sige.runs.metrics",
+    "sige.analysis.stats",
+    "sige.analysis.image_errors",
+)
 _SUFFIXES = {".py", ".cpp", ".cu", ".metal", ".csv", ".json"}
 _TIMED = {"latency", "time_share"}
 
@@ -44,7 +52,7 @@ def _tree(package: str) -> dict[str, str]:
 
 @functools.cache
 def _engine() -> dict[str, str]:
-    """Digests of engine, kernels and data sets. ``sige`` also reaches the checkout's root by its path: only its own folder counts."""
+    """Digests of engine, kernels and data sets; of ``sige`` its own folder only, its path reaches beyond."""
     import sige
 
     home = Path(sige.__file__).parent
@@ -52,7 +60,9 @@ def _engine() -> dict[str, str]:
     engine = {
         f"sige/{path.relative_to(home)}": file_digest(path)
         for path in sorted(home.rglob("*"))
-        if path.suffix in _SUFFIXES and "__pycache__" not in path.parts and path.relative_to(home).parts[0] not in inside
+        if path.suffix in _SUFFIXES
+        and "__pycache__" not in path.parts
+        and path.relative_to(home).parts[0] not in inside
     }
     return {**engine, **_tree("sige.kernels"), **_tree("sige.datasets")}
 
@@ -74,7 +84,7 @@ def is_timed(job: dict) -> bool:
 
 
 def identify(job: dict, weights: str, data: str) -> dict:
-    """The parts of a job's identity; ``run_id`` is the hash of all others, ``files`` says which file has which digest."""
+    """The parts of a job's identity; ``run_id`` is the hash of all others, ``files`` has the digest of each file."""
     files = code_files(job)
     parts = {
         "config": short(job["config"]),

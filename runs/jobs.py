@@ -29,7 +29,14 @@ def expand(config: dict, hardware_choices: dict[str, dict]) -> list[dict]:
         for chosen, note in _stand_in(edit, config["dataset"]):
             owner = registry.owner(chosen).DATASET
             jobs.append(
-                _job(config, hardware, {"name": chosen, "dataset": owner, "paper_cell": edit.get("paper_cell", "")}, methods, metrics, note)
+                _job(
+                    config,
+                    hardware,
+                    {"name": chosen, "dataset": owner, "paper_cell": edit.get("paper_cell", "")},
+                    methods,
+                    metrics,
+                    note,
+                )
             )
     if not jobs:
         raise UserError("there is nothing to run: name an edit, e.g. edit=brush-1.2.")
@@ -105,12 +112,17 @@ def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
     resolved = dict(hardware)
     if hardware["device"] == "auto":
         device = next(name for name, there in found.items() if there)
-        resolved = {**choices[device], **{key: value for key, value in hardware.items() if key not in ("name", "device") and value is not None}}
+        resolved = {
+            **choices[device],
+            **{key: value for key, value in hardware.items() if key not in ("name", "device") and value is not None},
+        }
     device = resolved["device"]
     if device not in found:
         raise UserError(f"unknown hardware.device {device!r}; choose auto, {', '.join(found)}.")
     if not found[device]:
-        raise UserError(f"hardware.device={device} is not available on this {platform.system()} machine; choose auto or cpu.")
+        raise UserError(
+            f"hardware.device={device} is not available on this {platform.system()} machine; choose auto or cpu."
+        )
     if resolved["dtype"] not in ("float32", "bfloat16", "float16"):
         raise UserError(f"unknown hardware.dtype {resolved['dtype']!r}; choose float32, bfloat16 or float16.")
     if resolved.get("wait", "auto") not in ("auto", "spin", "sleep"):

@@ -51,7 +51,8 @@ class Bench:
 
     runners: name -> runner, those that have not failed.    probes: name -> one Step of it on the edited input.
     reference: (B, C, H, W) float32 output of the dense float32 model on the edited input; reference_method made it.
-    dense_macs, dense_count: of one dense step.    gates: name -> whether its error is within budget.    samples: raw timings to keep.
+    dense_macs, dense_count: of one dense step.    gates: name -> whether its error is within budget.
+    samples: raw timings to keep.
     """
 
     def __init__(self, job: dict, zoo: Zoo, kept: Runners, tick: Callable[[], None] = lambda: None):
@@ -64,7 +65,10 @@ class Bench:
         size = (job["model"]["input"]["height"], job["model"]["input"]["width"])
         if self.edit.size != size:
             have, want = ("x".join(map(str, shape)) for shape in (self.edit.size, size))
-            raise JobFailure("invalid", f"edit {self.edit.name} is {have}, model {job['model']['name']} takes {want} (height x width).")
+            raise JobFailure(
+                "invalid",
+                f"edit {self.edit.name} is {have}, model {job['model']['name']} takes {want} (height x width).",
+            )
         self.original = zoo.inputs(self.edit.original, job["seed"])
         # A sample may differ from its original outside its mask, by less than the mask's threshold; an input must not.
         edited = torch.where(self.mask, self.edit.edited, self.edit.original)
@@ -85,11 +89,16 @@ class Bench:
             with self.guard(name):
                 self.probes[name] = self.step(name)
             self.tick()
-        self.reference_method = next((name for name, runner in self.runners.items() if runner.dense and runner.dtype == "float32"), "")
+        self.reference_method = next(
+            (name for name, runner in self.runners.items() if runner.dense and runner.dtype == "float32"), ""
+        )
         if self.reference_method:
             self.reference = self.probes[self.reference_method].output.float()
         else:
-            module, inputs = self.zoo.module("contiguous", "float32"), self.zoo.adapt(self.edited, "contiguous", "float32")
+            module, inputs = (
+                self.zoo.module("contiguous", "float32"),
+                self.zoo.adapt(self.edited, "contiguous", "float32"),
+            )
             with torch.inference_mode():
                 self.reference = self.zoo.loader.forward(module, *inputs)
         self.dense_count = count_dense(self.zoo, self.original)

@@ -9,7 +9,6 @@ from sige.datasets import registry
 from sige.datasets.edit import MissingSample
 from sige.runs import identity
 from sige.runs.errors import JobFailure
-
 from sige.runs.store import RETRIED, Store
 
 
@@ -80,15 +79,23 @@ def table(planned: list[Planned]) -> str:
         job = plan.job
         hardware = f"{job['hardware']['name']} {job['hardware']['dtype']} {job['hardware']['allocator']}"
         why = "; ".join(filter(None, [plan.why, job["note"], plan.failure and plan.failure[1]]))
-        made.add_row(plan.state, job["experiment"], job["model"]["name"], hardware, job["edit"]["name"], " ".join(job["methods"]),
-                     " ".join(job["metrics"]), why)
-    console = Console(width=max(100, Console().width))
+        made.add_row(
+            plan.state,
+            job["experiment"],
+            job["model"]["name"],
+            hardware,
+            job["edit"]["name"],
+            " ".join(job["methods"]),
+            " ".join(job["metrics"]),
+            why,
+        )
+    console = Console(width=max(160, Console().width))
     with console.capture() as captured:
         console.print(made)
     return captured.get()
 
 
 def summary(planned: list[Planned]) -> str:
-    """"3 to run, 40 cached, 1 stale"."""
+    """ "3 to run, 40 cached, 1 stale"."""
     counts = {state: sum(plan.state == state for plan in planned) for state in ("run", "cached", "stale")}
     return f"{counts['run']} to run, {counts['cached']} cached, {counts['stale']} stale"

@@ -71,8 +71,13 @@ class Process:
         with open(log, "ab") as stderr:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker in order.
             self.process = subprocess.Popen(
-                command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
-                env=environment(hardware, self.sleeping), start_new_session=True,
+                command or COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=environment(hardware, self.sleeping),
+                start_new_session=True,
             )
         self.messages: queue.Queue = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -87,7 +92,7 @@ class Process:
         self.messages.put(None)
 
     def run(self, job: dict, timeout: float, hear) -> None:
-        """Send a job and pass each message to ``hear`` until it is done. WorkerDied if the worker ends or ``timeout`` s pass."""
+        """Send a job, pass each message to ``hear`` until it is done. WorkerDied if it ends or ``timeout`` s pass."""
         deadline = time.monotonic() + timeout
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
@@ -107,8 +112,9 @@ class Process:
                 return
 
     def is_disturbed(self, seconds: float) -> bool:
-        """Whether others took the processor away in the last ``seconds``, more than twenty times a second, from a worker whose
-        threads spin: its next job is better off in a worker whose threads sleep. Looks at what happened since the last call."""
+        """Whether others took the processor away from a worker whose threads spin, more than twenty times a second in
+        the last ``seconds``: its next job is better off in a worker whose threads sleep.
+        """
         import psutil
 
         if self.sleeping or not self.may_change:
@@ -127,7 +133,10 @@ class Process:
             return "oom", f"killed by signal 9, most likely by the system for want of memory (log: {self.log})"
         said = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log.is_file() else []
         how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-        return "error", f"the worker was {how}: {said[0]}" if said and code >= 0 else f"the worker was {how} (log: {self.log})"
+        return (
+            "error",
+            f"the worker was {how}: {said[0]}" if said and code >= 0 else f"the worker was {how} (log: {self.log})",
+        )
 
     def close(self) -> None:
         """Let the worker end by itself, and kill it if it does not."""

@@ -17,8 +17,14 @@ def cost(job: dict) -> float:
 
 
 def duration(seconds: float) -> str:
-    """"8 s", "4 min" and so on."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """ "8 s", "4 min" and so on."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 class Progress:

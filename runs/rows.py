@@ -55,7 +55,12 @@ def _base(job: dict, method: str, started: str) -> dict:
 
 def of(job: dict, reading: Reading, started: str, area: float, dataset: str, dtype: str) -> dict:
     """The row of one reading; ``area`` is the fraction of the picture under the mask."""
-    values = {name: getattr(reading, name) for name in ("metric", "value", "unit", "scope", "lo", "hi", "n", "baseline", "reason")}
+    values = {
+        name: getattr(reading, name)
+        for name in ("metric", "value", "unit", "scope", "lo", "hi", "n", "baseline", "reason")
+    }
+    if reading.scope == "step":  # one forward of the model, which may be a layer on its own
+        values["scope"] = job["model"].get("scope", "step")
     return {**_base(job, reading.method, started), **values, "edit_area": area, "dataset": dataset, "dtype": dtype}
 
 

@@ -1,7 +1,7 @@
 """The results on disk: the one long table, and a record of each run beside it.
 
-Several processes may add to one folder: a file lock guards each merge, and the table is replaced in one piece. Rows that
-could not be written (a full disk) stay here and go with the next merge.
+Several processes may add to one folder: a file lock guards each merge, and the table is replaced in one piece. Rows
+that could not be written (a full disk) stay here and go with the next merge.
 """
 
 import json

@@ -19,10 +19,10 @@ class NoTracker:
 
 
 class Wandb(NoTracker):
-    """One W&B run for one call of the runner: scalars by method and metric over the edited area, all rows as a table."""
+    """One W&B run for one call of the runner: scalars by method and metric, and all rows as a table."""
 
     def __init__(self, folder: Path, config: dict):
-        # Online without a key fails and online without a network waits 100 s, so offline is the default; `wandb sync` sends later.
+        # Online without a key fails, without a network waits 100 s: offline is the default, `wandb sync` sends later.
         os.environ.setdefault("WANDB_MODE", "offline")
         import wandb
 
@@ -42,7 +42,9 @@ class Wandb(NoTracker):
         """The table of all rows, the files, and the end of the run."""
         if self.rows:
             columns = [name for name in self.rows[0] if name != "config"]
-            self.run.log({"runs": self.wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in self.rows])})
+            self.run.log(
+                {"runs": self.wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in self.rows])}
+            )
         artifact = self.wandb.Artifact("results", type="results")
         for path in files:
             if path.is_file():

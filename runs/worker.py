@@ -68,7 +68,10 @@ class Worker:
                     bench = item
                 elif isinstance(item, Reading):
                     dtype = bench.runners[item.method].dtype
-                    self.say(say="row", row=rows.of(job, item, started, area=bench.edit.area, dataset=bench.edit.dataset, dtype=dtype))
+                    self.say(
+                        say="row",
+                        row=rows.of(job, item, started, area=bench.edit.area, dataset=bench.edit.dataset, dtype=dtype),
+                    )
         except Exception as error:
             traceback.print_exc()
             status, reason = status_of(error)

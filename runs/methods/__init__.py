@@ -1,4 +1,4 @@
-"""Ways to compute one step, one file each. Adding one: a file here and a YAML in conf/method/ that names it as ``runner``.
+"""Ways to compute one step, one file each. Adding one: a file here, a YAML in conf/method/ that names it as ``runner``.
 
 A method's file defines ``build(name, options, zoo, hardware) -> Runner``; ``options`` is its YAML, resolved. Optionally
 ``check(options)``, called before anything runs, raises UserError for values that cannot be used.
@@ -39,7 +39,7 @@ class Runner:
         """Whatever must be computed once on the original (nothing for a dense method)."""
 
     def step(self, edited: tuple, mask: torch.Tensor, around=contextlib.nullcontext) -> Step:
-        """One step on the edited input; ``around`` makes a context manager that surrounds the forward alone, untimed."""
+        """One step on the edited input; ``around`` makes a context manager around the forward alone, untimed."""
         raise NotImplementedError(f"{type(self).__name__} must define step().")
 
     def state_bytes(self) -> dict[str, int]:

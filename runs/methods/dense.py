@@ -4,9 +4,9 @@ import contextlib
 
 import torch
 
+from sige.runs.errors import UserError
 from sige.runs.methods import Runner, Step
 from sige.runs.models.zoo import DTYPES, LAYOUTS
-from sige.runs.errors import UserError
 
 
 def check(options: dict) -> None:

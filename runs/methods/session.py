@@ -76,7 +76,9 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     """A session of its own on a module of its own."""
     from sige import Session
 
-    runner = Incremental(name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"])
+    runner = Incremental(
+        name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
+    )
     runner.module = zoo.module(runner.layout, runner.dtype)
     runner.session = Session(runner.module, policy=_policy(options))
     return runner

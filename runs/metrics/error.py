@@ -12,7 +12,7 @@ ORDER = 20
 
 def collect(bench, gate):
     """Rows ``error_max``, ``error_rel_l2``, ``error_rel_l2_in_mask``, ``psnr`` (its peak is the range of the dense
-    output) and ``gate``: 1 where each error named in ``gate`` is at most its budget. Nothing about the dense reference."""
+    output) and ``gate``: 1 where each error named in ``gate`` is at most its budget. None for the dense reference."""
     peak = (bench.reference.max() - bench.reference.min()).item()
     for method in bench.runners:
         output = bench.probes[method].output.float()
@@ -32,5 +32,9 @@ def collect(bench, gate):
         decibel = psnr(output, bench.reference, data_range=peak)
         if math.isfinite(decibel):  # an output equal to the reference has none
             yield Reading(method, "psnr", decibel, "dB", baseline="dense", reason="peak: range of the dense output")
-        broken = [f"{name} {errors[name]:.3g} is above the budget {limit:g}" for name, limit in gate.items() if errors.get(name, 0) > limit]
+        broken = [
+            f"{name} {errors[name]:.3g} is above the budget {limit:g}"
+            for name, limit in gate.items()
+            if errors.get(name, 0) > limit
+        ]
         yield bench.set_gate(Reading(method, "gate", float(not broken), "bool", reason="; ".join(broken)))

@@ -36,7 +36,7 @@ def collect(bench, rounds, warmup, aa_control, protocol, paper_runs):
 
 
 def _rounds(bench, series, rounds):
-    """Milliseconds by series, one sample a round; the order rotates by one each round, and turns round every other time."""
+    """Milliseconds by series, one sample a round; the order rotates by one each round, every other one backwards."""
     samples = {name: [] for name in series}
     plans = {name: [] for name in series}
     for turn in range(rounds):
@@ -59,7 +59,9 @@ def _rows(bench, samples, plans):
         yield Reading(method, "latency", value.value, "ms", lo=value.lo, hi=value.hi, n=len(samples[method]))
         if plans[method]:
             plan = bootstrap_median(plans[method])
-            yield Reading(method, "plan_ms", plan.value, "ms", scope="edit", lo=plan.lo, hi=plan.hi, n=len(plans[method]))
+            yield Reading(
+                method, "plan_ms", plan.value, "ms", scope="edit", lo=plan.lo, hi=plan.hi, n=len(plans[method])
+            )
         if runner.record_ms is not None:
             yield Reading(method, "record_ms", runner.record_ms, "ms", scope="edit")
     for method, runner in bench.runners.items():
@@ -71,7 +73,16 @@ def _rows(bench, samples, plans):
         yield Reading(method, "speedup", ratio.value, "x", lo=ratio.lo, hi=ratio.hi, n=n, baseline=baseline)
         if not runner.dense and bench.probes[method].effect.macs:
             share = bench.probes[method].effect.macs / bench.dense_macs
-            yield Reading(method, "efficiency", ratio.value * share, "x", lo=ratio.lo * share, hi=ratio.hi * share, n=n, baseline=baseline)
+            yield Reading(
+                method,
+                "efficiency",
+                ratio.value * share,
+                "x",
+                lo=ratio.lo * share,
+                hi=ratio.hi * share,
+                n=n,
+                baseline=baseline,
+            )
 
 
 def _fastest(bench, times, dtype=None):

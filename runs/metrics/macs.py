@@ -6,11 +6,11 @@ ORDER = 10
 
 
 def collect(bench):
-    """Rows ``macs`` and ``macs_by_kind.<kind>``; for a dense method also ``params`` and ``weight_bytes``, for a sparse one
-    ``dense_macs``, ``macs_ratio``, ``active_fraction`` (of the output) and ``fallbacks``.
+    """Rows ``macs`` and ``macs_by_kind.<kind>``; for a dense method also ``params`` and ``weight_bytes``, for a sparse
+    one ``dense_macs``, ``macs_ratio``, ``active_fraction`` (of the output) and ``fallbacks``.
 
-    MACs are those of convolutions, linears and attention products, in units of 1e9. Operators that were executed and have no
-    formula are named in the row's reason.
+    MACs are those of convolutions, linears and attention products, in units of 1e9. Operators that were executed and
+    have no formula are named in the row's reason.
     """
     count = bench.dense_count
     note = f"executed, no formula: {', '.join(sorted(set(count.unlisted)))}" if count.unlisted else ""
@@ -28,7 +28,9 @@ def collect(bench):
         if effect.macs:
             yield Reading(method, "macs_ratio", count.total / effect.macs, "x", baseline="dense")
         yield Reading(method, "active_fraction", effect.active.float().mean().item(), "fraction")
-        yield Reading(method, "fallbacks", float(len(effect.fallbacks)), "count", reason=", ".join(sorted(set(effect.fallbacks))))
+        yield Reading(
+            method, "fallbacks", float(len(effect.fallbacks)), "count", reason=", ".join(sorted(set(effect.fallbacks)))
+        )
 
 
 def _by_kind(method, kinds):

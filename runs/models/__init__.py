@@ -1,8 +1,8 @@
-"""Models to measure, one file a family. Adding one: a YAML in conf/model/ that names its loader; a file here if it needs one.
+"""Models to measure, one file a family. Adding one: a YAML in conf/model/ that names its loader, here or elsewhere.
 
 A loader module defines
 
-    def weights_digest(model: dict) -> str                     # changes when the weights change; JobFailure if they are missing
+    def weights_digest(model: dict) -> str                     # changes with the weights; JobFailure if missing
     def build(model: dict) -> torch.nn.Module                  # float32, on the CPU, in eval mode
     def inputs(model: dict, picture, seed) -> tuple            # arguments of one step for a (C, H, W) picture
     def forward(module, *inputs) -> torch.Tensor               # the output map of one step

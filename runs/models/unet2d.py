@@ -15,7 +15,10 @@ def _folder(model: dict) -> Path:
     """Local folder of pretrained weights; JobFailure(missing_weights) says where it was looked for."""
     path = model.get("weights_path")
     if not path:
-        raise JobFailure("missing_weights", f"{model['name']} with weights=pretrained needs model.weights_path, a folder with {_FILES[0]}.")
+        raise JobFailure(
+            "missing_weights",
+            f"{model['name']} with weights=pretrained needs model.weights_path, a folder with {_FILES[0]}.",
+        )
     folder = Path(path).expanduser()
     if not (folder / _FILES[0]).is_file():
         raise JobFailure("missing_weights", f"{model['name']}: no {_FILES[0]} in {folder}.")
@@ -27,7 +30,9 @@ def weights_digest(model: dict) -> str:
     if model["weights"] == "random":
         return f"random:{model['seed']}"
     if model["weights"] != "pretrained":
-        raise JobFailure("missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained.")
+        raise JobFailure(
+            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
+        )
     with open(_folder(model) / _FILES[0], "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 

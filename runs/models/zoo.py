@@ -10,7 +10,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Zoo:
-    """The model of one worker. ``loader`` is the model's module (see the package's docstring), ``device`` a torch device."""
+    """The model of one worker. ``loader`` is the model's module (see the package's docstring)."""
 
     def __init__(self, model: dict, device: str):
         self.model, self.device = model, torch.device(device)
@@ -20,7 +20,7 @@ class Zoo:
         self.dense_count = None  # of one step, once it was counted
 
     def module(self, layout: str, dtype: str) -> torch.nn.Module:
-        """A module of its own (hooks on it meet no other method) whose weights are shared with the others of its kind."""
+        """A module of its own, so that hooks meet no other method; its weights are shared with others of its kind."""
         kind = (layout, dtype)
         if kind not in self._weights:
             made = copy.deepcopy(self._master).to(self.device)
@@ -37,8 +37,11 @@ class Zoo:
     def adapt(self, inputs: tuple, layout: str, dtype: str) -> tuple:
         """The same arguments in a method's dtype and layout; integer arguments (time steps) stay."""
         return tuple(
-            part.to(DTYPES[dtype]).contiguous(memory_format=LAYOUTS[layout]) if part.is_floating_point() and part.dim() == 4
-            else part.to(DTYPES[dtype]) if part.is_floating_point() else part
+            part.to(DTYPES[dtype]).contiguous(memory_format=LAYOUTS[layout])
+            if part.is_floating_point() and part.dim() == 4
+            else part.to(DTYPES[dtype])
+            if part.is_floating_point()
+            else part
             for part in inputs
         )
 
@@ -53,7 +56,10 @@ class Zoo:
     def weight_bytes(self, dtype: str) -> int:
         """Bytes of parameters and buffers in a dtype."""
         tensors = (*self._master.parameters(), *self._master.buffers())
-        return sum(tensor.numel() * (DTYPES[dtype].itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
+        return sum(
+            tensor.numel() * (DTYPES[dtype].itemsize if tensor.is_floating_point() else tensor.itemsize)
+            for tensor in tensors
+        )
 
     def synchronize(self) -> None:
         """Wait until the device has finished."""

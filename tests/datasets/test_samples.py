@@ -8,7 +8,7 @@ from PIL import Image
 from sige.datasets import samples
 from sige.datasets.edit import MissingSample, UnknownEdit
 
-AREAS = {"church-432": 0.0120, "church-423": 0.1545}
+AREAS = {"church-432": 0.0120, "church-423": 0.1545, "toy-mask": 0.1545}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_folder_in_the_checkout_is_looked_in_without_the_variable(monkeypatch)
 
 
 def test_another_name_is_refused():
-    with pytest.raises(UnknownEdit, match="unknown church sample 'church-1'; there are church-423, church-432"):
+    with pytest.raises(UnknownEdit, match="unknown church sample 'church-1'; there are church-423, church-432, toy"):
         samples.load("church-1")
 
 

@@ -7,7 +7,11 @@ from sige.datasets import shapes, synthetic
 from sige.datasets.edit import UnknownEdit
 from sige.datasets.scene import scene
 
-SIZES = [pytest.param((256, 256), id="256x256"), pytest.param((64, 64), id="64x64"), pytest.param((96, 160), id="96x160")]
+SIZES = [
+    pytest.param((256, 256), id="256x256"),
+    pytest.param((64, 64), id="64x64"),
+    pytest.param((96, 160), id="96x160"),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -20,14 +24,18 @@ def test_an_edit_covers_the_asked_area(kind, area, size):
     assert edit.area == pytest.approx(area / 100, abs=max(0.02 * area / 100, 1 / pixels))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name) for name in ("brush-5", "rectangle-30", "scattered-1.2", "brighten-30")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, id=name) for name in ("brush-5", "rectangle-30", "scattered-1.2", "brighten-30")]
+)
 def test_an_edit_changes_nothing_outside_its_mask(name):
     edit = synthetic.load(name, 64, 64)
     changed = (edit.original != edit.edited).any(0)
     assert not (changed & ~edit.mask).any()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name) for name in ("brush-5", "rectangle-30", "scattered-15.5", "brighten-30")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, id=name) for name in ("brush-5", "rectangle-30", "scattered-15.5", "brighten-30")]
+)
 def test_an_edit_changes_what_is_inside_its_mask(name):
     edit = synthetic.load(name, 64, 64)
     changed = (edit.original != edit.edited).any(0)
@@ -48,11 +56,15 @@ def test_a_brightened_region_is_brighter_by_the_asked_amount():
 
 
 def test_the_same_seed_gives_the_same_edit():
-    assert torch.equal(synthetic.load("scattered-5", 64, 64, seed=3).edited, synthetic.load("scattered-5", 64, 64, seed=3).edited)
+    assert torch.equal(
+        synthetic.load("scattered-5", 64, 64, seed=3).edited, synthetic.load("scattered-5", 64, 64, seed=3).edited
+    )
 
 
 def test_another_seed_gives_another_mask():
-    assert not torch.equal(synthetic.load("brush-5", 64, 64, seed=1).mask, synthetic.load("brush-5", 64, 64, seed=2).mask)
+    assert not torch.equal(
+        synthetic.load("brush-5", 64, 64, seed=1).mask, synthetic.load("brush-5", 64, 64, seed=2).mask
+    )
 
 
 def test_edits_of_one_seed_share_their_original():
@@ -65,7 +77,9 @@ def test_a_rectangle_is_a_rectangle():
     assert mask.sum() == rows.sum() * columns.sum()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name) for name in ("brush-0", "brush-101", "brush", "spiral-5", "brush--5")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, id=name) for name in ("brush-0", "brush-101", "brush", "spiral-5", "brush--5")]
+)
 def test_a_name_that_does_not_read_as_kind_and_area_is_refused(name):
     with pytest.raises(UnknownEdit, match=r"is not <kind>-<per cent, above 0 and at most 100>"):
         synthetic.load(name)

@@ -1,6 +1,6 @@
 """A model, a method and a worker that are tiny: the runner is tested with them, not the engine.
 
-Used as modules by configurations (``runner_fakes`` as loader and as runner; conftest.py makes it importable) and as a worker's script.
+Configurations name it as loader and as runner (conftest.py makes it importable), and it is a worker's script.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Net(torch.nn.Module):
         return self.second(torch.relu(self.first(sample)))
 
 
-# -- a loader -----------------------------------------------------------------------------------------------------------
+# -- a loader
 
 
 def weights_digest(model):
@@ -54,11 +54,11 @@ def forward(module, sample):
     return module(sample)
 
 
-# -- a method -----------------------------------------------------------------------------------------------------------
+# -- a method
 
 
 class Sparse(Runner):
-    """The dense answer plus ``error`` inside the mask, said to have cost a tenth of the MACs; ``fail`` raises instead."""
+    """The dense answer plus ``error`` inside the mask, at a tenth of the MACs as it says; ``fail`` raises instead."""
 
     def record(self, original):
         self.record_ms = 1.0
@@ -71,8 +71,13 @@ class Sparse(Runner):
         with torch.no_grad(), around():
             output, ms = self.timed(self.zoo.adapt(edited, self.layout, self.dtype))
         output = output + self.options.get("error", 0.0) * mask
-        effect = SimpleNamespace(macs=6000, dense_macs=60000, active=mask[None], fallbacks=[],
-                                 sparse_macs_by_kind={"conv": 6000, "linear": 0, "attention": 0})
+        effect = SimpleNamespace(
+            macs=6000,
+            dense_macs=60000,
+            active=mask[None],
+            fallbacks=[],
+            sparse_macs_by_kind={"conv": 6000, "linear": 0, "attention": 0},
+        )
         return Step(output, ms, plan_ms=0.5, effect=effect)
 
     def state_bytes(self):
@@ -86,15 +91,27 @@ def _method(name, options, zoo, hardware):
     return runner
 
 
-# -- a job --------------------------------------------------------------------------------------------------------------
+# -- a job
 
-MODEL = {"name": "fake", "loader": "runner_fakes", "weights": "random", "seed": 0, "input": {"height": SIZE, "width": SIZE}}
+MODEL = {
+    "name": "fake",
+    "loader": "runner_fakes",
+    "weights": "random",
+    "seed": 0,
+    "input": {"height": SIZE, "width": SIZE},
+}
 METRICS = {
     "macs": {"collect": "sige.runs.metrics.macs"},
     "error": {"collect": "sige.runs.metrics.error", "gate": {"error_rel_l2": 0.25, "error_rel_l2_in_mask": 0.5}},
     "state": {"collect": "sige.runs.metrics.state"},
-    "latency": {"collect": "sige.runs.metrics.latency", "protocol": "interleaved", "rounds": 3, "warmup": 1, "aa_control": True,
-                "paper_runs": 2},
+    "latency": {
+        "collect": "sige.runs.metrics.latency",
+        "protocol": "interleaved",
+        "rounds": 3,
+        "warmup": 1,
+        "aa_control": True,
+        "paper_runs": 2,
+    },
     "time_share": {"collect": "sige.runs.metrics.time_share"},
 }
 DENSE = {"runner": "sige.runs.methods.dense", "layout": "contiguous"}
@@ -117,7 +134,7 @@ def configuration(**changes):
     return {**base, **changes}
 
 
-# -- a worker -----------------------------------------------------------------------------------------------------------
+# -- a worker
 
 
 def serve():

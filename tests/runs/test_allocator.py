@@ -21,12 +21,15 @@ print(faults() - before)
 """
 
 
-@pytest.mark.parametrize("setting, device, libc, expected", [
-    pytest.param("retain", "cpu", "glibc", "retain", id="glibc"),
-    pytest.param("stock", "cpu", "glibc", "stock", id="stock"),
-    pytest.param("retain", "cpu", "", "system", id="mac"),
-    pytest.param("retain", "cuda", "glibc", "caching", id="gpu"),
-])
+@pytest.mark.parametrize(
+    "setting, device, libc, expected",
+    [
+        pytest.param("retain", "cpu", "glibc", "retain", id="glibc"),
+        pytest.param("stock", "cpu", "glibc", "stock", id="stock"),
+        pytest.param("retain", "cpu", "", "system", id="mac"),
+        pytest.param("retain", "cuda", "glibc", "caching", id="gpu"),
+    ],
+)
 def test_a_setting_becomes_what_the_machine_has(monkeypatch, setting, device, libc, expected):
     monkeypatch.setattr("platform.libc_ver", lambda: (libc, ""))
     assert allocator.resolve(setting, device) == expected
@@ -48,7 +51,9 @@ def test_retain_takes_no_page_faults_where_stock_does():
     found = {}
     for setting in ("stock", "retain"):
         environment = allocator.environment(setting, dict(os.environ))
-        done = subprocess.run([sys.executable, "-c", _FAULTS], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _FAULTS], env=environment, capture_output=True, text=True, check=True
+        )
         found[setting] = int(done.stdout)
     if platform.libc_ver()[0] == "glibc":
         assert found["retain"] < 100 < found["stock"]

@@ -1,4 +1,4 @@
-"""The command line: compositions, sentences for what cannot be composed, dry plans, and one small run from end to end."""
+"""The command line: compositions, sentences for what cannot be composed, dry plans, one small run from end to end."""
 
 import os
 import subprocess
@@ -22,7 +22,9 @@ TINY = ["model=ddpm_tiny", "hardware=cpu", "hardware.threads=1", "dataset.synthe
 def call(folder, *overrides, flags=()):
     """Run ``python -m sige.runs`` in a process of its own."""
     command = [sys.executable, "-m", "sige.runs", *flags, f"results={folder}", *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "160"})
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "160"}
+    )
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def test_every_experiment_composes_to_jobs(compose, experiment):
     assert found and all(job["experiment"] != "reproduce" for job in found)
 
 
-@pytest.mark.parametrize("group, skip", [pytest.param(group, (), id=group) for group in ("method", "metric", "model", "edit", "dataset")])
+@pytest.mark.parametrize(
+    "group, skip", [pytest.param(group, (), id=group) for group in ("method", "metric", "model", "edit", "dataset")]
+)
 def test_every_choice_of_a_group_composes(compose, group, skip):
     wrapped = group in ("method", "metric", "edit")
     for name in app.choices(group):
@@ -60,7 +64,9 @@ def test_every_choice_of_a_group_composes(compose, group, skip):
             compose(f"{group}=[{name}]" if wrapped else f"{group}={name}")
 
 
-@pytest.mark.parametrize("name", ["church-432", "brush-1.2", "rectangle-100", "scattered-15.5", "brush_sizes", "brighten-30"])
+@pytest.mark.parametrize(
+    "name", ["church-432", "brush-1.2", "rectangle-100", "scattered-15.5", "brush_sizes", "brighten-30"]
+)
 def test_edits_are_choices(name):
     app.register_edits()
     assert name in app.choices("edit")
@@ -82,13 +88,22 @@ def test_the_church_model_is_the_papers(compose):
     assert sum(parameter.numel() for parameter in module.parameters()) == 113_673_219
 
 
-@pytest.mark.parametrize("override, sentence", [
-    pytest.param("model=dppm", "sige.runs: unknown model 'dppm'; choose one of ddpm_church256, ddpm_tiny.", id="model"),
-    pytest.param("method=[sige,siege]", "sige.runs: unknown method 'siege'; choose one of dense, ", id="method"),
-    pytest.param("method.sige.policy=siege", "sige.runs: method sige: unknown policy 'siege': choose one of sige, sige_public,", id="policy"),
-    pytest.param("edit=brush", "sige.runs: unknown edit 'brush'; choose one of brighten-30, brush-1.2,", id="edit"),
-    pytest.param("tracker=mlflow", "sige.runs: unknown tracker 'mlflow'; choose none or wandb.", id="tracker"),
-])
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        pytest.param(
+            "model=dppm", "sige.runs: unknown model 'dppm'; choose one of ddpm_church256, ddpm_tiny,", id="model"
+        ),
+        pytest.param("method=[sige,siege]", "sige.runs: unknown method 'siege'; choose one of dense, ", id="method"),
+        pytest.param(
+            "method.sige.policy=siege",
+            "sige.runs: method sige: unknown policy 'siege': choose one of sige, sige_public,",
+            id="policy",
+        ),
+        pytest.param("edit=brush", "sige.runs: unknown edit 'brush'; choose one of brighten-30, brush-1.2,", id="edit"),
+        pytest.param("tracker=mlflow", "sige.runs: unknown tracker 'mlflow'; choose none or wandb.", id="tracker"),
+    ],
+)
 def test_an_unknown_value_ends_in_one_sentence_and_code_2(tmp_path, override, sentence):
     done = call(tmp_path, "dry=true", override)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
@@ -105,7 +120,9 @@ def test_a_table_of_another_schema_version_ends_in_one_sentence_and_code_2(tmp_p
     schema.write_table(schema.empty_table(), tmp_path / "runs.parquet")
     done = call(tmp_path, "dry=true")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"sige.runs: {tmp_path}/runs.parquet has schema version 99, this code reads version 1")
+    assert done.stderr.startswith(
+        f"sige.runs: {tmp_path}/runs.parquet has schema version 99, this code reads version 1"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +143,17 @@ def test_a_run_fills_the_table(smoke):
     table = Store(smoke[0]).load()
     assert set(table["status"]) == {"ok"}, list(table["reason"])
     metrics = set(table[table["method"] == "incremental"]["metric"])
-    assert {"macs", "macs_ratio", "error_rel_l2", "gate", "state_bytes.total", "latency", "speedup", "plan_ms", "peak_memory"} <= metrics
+    assert {
+        "macs",
+        "macs_ratio",
+        "error_rel_l2",
+        "gate",
+        "state_bytes.total",
+        "latency",
+        "speedup",
+        "plan_ms",
+        "peak_memory",
+    } <= metrics
     assert set(table["hardware"]) == {"cpu"} and set(table["dtype"]) == {"float32"}
 
 
@@ -156,12 +183,18 @@ def test_a_dry_plan_runs_nothing_and_says_why(smoke):
     folder = smoke[0]
     before = (folder / "runs.parquet").read_bytes()
     done = call(folder, "experiment=smoke", "rounds=2", "seed=0,1", "dry=true", *TINY, flags=["-m"])
-    assert "cached" in done.stdout and "nothing there" in done.stdout and done.stdout.count("nothing was run (dry=true)") == 2
+    assert (
+        "cached" in done.stdout
+        and "nothing there" in done.stdout
+        and done.stdout.count("nothing was run (dry=true)") == 2
+    )
     assert (folder / "runs.parquet").read_bytes() == before
 
 
 def test_a_sweep_lands_in_one_table_and_a_run_that_fails_is_a_row_and_code_1(tmp_path):
-    done = call(tmp_path, "edit=brush-5", "method=sige", "metric=[macs]", "dataset.synthetic.height=64,32", *TINY, flags=["-m"])
+    done = call(
+        tmp_path, "edit=brush-5", "method=sige", "metric=[macs]", "dataset.synthetic.height=64,32", *TINY, flags=["-m"]
+    )
     assert done.returncode == 1, done.stderr
     table = Store(tmp_path).load()
     assert set(table["status"]) == {"ok", "invalid"}
@@ -170,7 +203,15 @@ def test_a_sweep_lands_in_one_table_and_a_run_that_fails_is_a_row_and_code_1(tmp
 
 
 def test_weights_that_are_not_there_are_a_row(tmp_path):
-    done = call(tmp_path, "edit=brush-5", "method=sige", "metric=[macs]", "model.weights=pretrained", "model.weights_path=/nowhere", *TINY)
+    done = call(
+        tmp_path,
+        "edit=brush-5",
+        "method=sige",
+        "metric=[macs]",
+        "model.weights=pretrained",
+        "model.weights_path=/nowhere",
+        *TINY,
+    )
     table = Store(tmp_path).load()
     assert (done.returncode, list(table["status"])) == (1, ["missing_weights"])
     assert table["reason"].item() == "ddpm_tiny: no diffusion_pytorch_model.safetensors in /nowhere."
@@ -179,7 +220,9 @@ def test_weights_that_are_not_there_are_a_row(tmp_path):
 def test_the_report_is_made_at_the_end(tmp_path, monkeypatch, capsys):
     from sige.analysis import report
 
-    monkeypatch.setattr(report, "build", lambda folder: [folder / "verdicts.csv", folder / "figures" / "a.svg", folder / "report.html"])
+    monkeypatch.setattr(
+        report, "build", lambda folder: [folder / "verdicts.csv", folder / "figures" / "a.svg", folder / "report.html"]
+    )
     monkeypatch.setattr(report, "verdict_counts", lambda folder: {"reproduced": 3, "not run": 4})
     app.report(tmp_path)
     printed = capsys.readouterr().out

@@ -19,7 +19,9 @@ def run(jobs, store):
 
     def go(*edits, timeout=30.0, tracker=None):
         stream = io.StringIO()
-        outcome = execute(plan.make(jobs(*edits), store), store, timeout, tracker, COMMAND, lambda todo: Progress(todo, stream))
+        outcome = execute(
+            plan.make(jobs(*edits), store), store, timeout, tracker, COMMAND, lambda todo: Progress(todo, stream)
+        )
         return outcome, store.load(), stream.getvalue()
 
     return go
@@ -35,11 +37,16 @@ def test_a_job_that_ends_well_is_in_the_table(run):
     assert sorted(table["method"]) == ["dense", "dense_channels_last", "fake"]
 
 
-@pytest.mark.parametrize("edit, timeout, status, reason", [
-    pytest.param("brush-7", 30, "error", "the worker was ended with exit code 1: the model is unwell", id="exit"),
-    pytest.param("brush-8", 30, "oom", "killed by signal 9, most likely by the system for want of memory", id="killed"),
-    pytest.param("brush-9", 2, "timeout", "not done after timeout_s=2 s", id="timeout"),
-])
+@pytest.mark.parametrize(
+    "edit, timeout, status, reason",
+    [
+        pytest.param("brush-7", 30, "error", "the worker was ended with exit code 1: the model is unwell", id="exit"),
+        pytest.param(
+            "brush-8", 30, "oom", "killed by signal 9, most likely by the system for want of memory", id="killed"
+        ),
+        pytest.param("brush-9", 2, "timeout", "not done after timeout_s=2 s", id="timeout"),
+    ],
+)
 def test_a_worker_that_is_lost_is_a_row_and_the_rest_goes_on(run, edit, timeout, status, reason):
     outcome, table, _ = run(edit, "brush-5", timeout=timeout)
     failed = table[(table["edit"] == edit) & (table["status"] == status)]
@@ -77,7 +84,13 @@ def test_after_ctrl_c_only_the_rest_is_run(run, jobs, store):
 
 def test_a_missing_sample_is_a_skipped_row_without_a_worker(jobs, store, tmp_path):
     wanted = jobs(edit={"a": {"name": "church-432"}}, dataset={"church": {"folder": str(tmp_path)}})
-    execute(plan.make(wanted, store), store, 30.0, command=["/no/such/program"], progress=lambda todo: Progress(todo, io.StringIO()))
+    execute(
+        plan.make(wanted, store),
+        store,
+        30.0,
+        command=["/no/such/program"],
+        progress=lambda todo: Progress(todo, io.StringIO()),
+    )
     table = store.load()
     assert set(table["status"]) == {"skipped"}
     assert table["reason"].str.contains(str(tmp_path), regex=False).all()

@@ -1,10 +1,10 @@
 """Identity: equal for equal runs, different for whatever makes another number. Plan: run, cached, or stale and why."""
 
 import pytest
+import runner_fakes as fakes
 
 from sige.runs import identity, plan, rows
 from sige.runs.metrics import Reading
-import runner_fakes as fakes
 
 
 def identify(job):
@@ -26,14 +26,20 @@ def test_equal_jobs_have_one_identity(jobs):
     assert identify(jobs("brush-5")[0]) == identify(jobs("brush-5")[0])
 
 
-@pytest.mark.parametrize("changes", [
-    pytest.param({"seed": 1}, id="seed"),
-    pytest.param({"experiment": "other"}, id="experiment"),
-    pytest.param({"model": {**fakes.MODEL, "seed": 1}}, id="model"),
-    pytest.param({"method": {"fake": {"runner": "runner_fakes", "error": 0.5}}}, id="method"),
-    pytest.param({"dataset": {"synthetic": {"height": 16, "width": 16, "seed": 7}}}, id="data"),
-    pytest.param({"hardware": {"name": "cpu", "device": "cpu", "dtype": "float32", "threads": 1, "allocator": "stock"}}, id="allocator"),
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"seed": 1}, id="seed"),
+        pytest.param({"experiment": "other"}, id="experiment"),
+        pytest.param({"model": {**fakes.MODEL, "seed": 1}}, id="model"),
+        pytest.param({"method": {"fake": {"runner": "runner_fakes", "error": 0.5}}}, id="method"),
+        pytest.param({"dataset": {"synthetic": {"height": 16, "width": 16, "seed": 7}}}, id="data"),
+        pytest.param(
+            {"hardware": {"name": "cpu", "device": "cpu", "dtype": "float32", "threads": 1, "allocator": "stock"}},
+            id="allocator",
+        ),
+    ],
+)
 def test_another_configuration_is_another_run(jobs, changes):
     assert identify(jobs("brush-5")[0]) != identify(jobs("brush-5", **changes)[0])
 
@@ -43,9 +49,13 @@ def test_other_weights_are_another_run(jobs):
     assert identity.identify(job, "a", "")["run_id"] != identity.identify(job, "b", "")["run_id"]
 
 
-@pytest.mark.parametrize("metrics, depends", [
-    pytest.param(("macs", "error"), False, id="counted"), pytest.param(("error", "latency"), True, id="timed"),
-])
+@pytest.mark.parametrize(
+    "metrics, depends",
+    [
+        pytest.param(("macs", "error"), False, id="counted"),
+        pytest.param(("error", "latency"), True, id="timed"),
+    ],
+)
 def test_only_timed_runs_depend_on_the_machine(jobs, monkeypatch, metrics, depends):
     chosen = {name: fakes.METRICS[name] for name in metrics}
     here = identify(jobs("brush-5", metric=chosen)[0])
@@ -62,7 +72,13 @@ def test_comments_and_layout_of_code_do_not_count(tmp_path):
 
 def test_the_code_digest_names_engine_kernels_data_and_the_files_of_the_job(jobs):
     files = identity.code_files(jobs("brush-5")[0])
-    wanted = {"sige/session.py", "sige/kernels/ops.py", "sige/datasets/synthetic.py", "runner_fakes", "sige.runs.metrics.latency"}
+    wanted = {
+        "sige/session.py",
+        "sige/kernels/ops.py",
+        "sige/datasets/synthetic.py",
+        "runner_fakes",
+        "sige.runs.metrics.latency",
+    }
     assert wanted <= set(files)
     assert not any(name.startswith(("sige/runs/", "sige/analysis/", "sige/tests/")) for name in files)
 
@@ -80,10 +96,21 @@ def test_identical_jobs_are_planned_once(planned):
     assert len(planned("brush-5", "brush-5")) == 1
 
 
-@pytest.mark.parametrize("status, state", [
-    pytest.param(status, state, id=status)
-    for status, state in [("interrupted", "run"), ("error", "run"), ("missing_weights", "run"), ("oom", "cached"), ("timeout", "cached"), ("invalid", "cached"), ("skipped", "cached")]
-])
+@pytest.mark.parametrize(
+    "status, state",
+    [
+        pytest.param(status, state, id=status)
+        for status, state in [
+            ("interrupted", "run"),
+            ("error", "run"),
+            ("missing_weights", "run"),
+            ("oom", "cached"),
+            ("timeout", "cached"),
+            ("invalid", "cached"),
+            ("skipped", "cached"),
+        ]
+    ],
+)
 def test_which_failures_are_tried_again(planned, store, status, state):
     finish(store, planned("brush-5"), status)
     assert planned("brush-5")[0].state == state

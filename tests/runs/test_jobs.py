@@ -1,10 +1,10 @@
 """From a configuration to jobs, and one clear sentence for what cannot be run."""
 
 import pytest
+import runner_fakes as fakes
 
 from sige.runs.errors import UserError
 from sige.runs.jobs import expand
-import runner_fakes as fakes
 
 
 def test_each_edit_is_a_job(jobs):
@@ -24,10 +24,17 @@ def test_the_configuration_is_text_without_the_machine(jobs):
     assert jobs()[0]["hardware"]["machine"].endswith("1 threads")
 
 
-@pytest.mark.parametrize("there, expected", [
-    pytest.param(False, [("church-432", ""), ("brush-1.2", "stands in for church-432, which is not on this machine")], id="missing"),
-    pytest.param(True, [("church-432", "")], id="there"),
-])
+@pytest.mark.parametrize(
+    "there, expected",
+    [
+        pytest.param(
+            False,
+            [("church-432", ""), ("brush-1.2", "stands in for church-432, which is not on this machine")],
+            id="missing",
+        ),
+        pytest.param(True, [("church-432", "")], id="there"),
+    ],
+)
 def test_a_missing_sample_is_kept_beside_what_stands_in_for_it(jobs, tmp_path, there, expected):
     if there:
         for kind in ("original", "edited"):
@@ -37,22 +44,67 @@ def test_a_missing_sample_is_kept_beside_what_stands_in_for_it(jobs, tmp_path, t
     assert [(job["edit"]["name"], job["note"]) for job in found] == expected
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    pytest.param({"edit": {}}, "there is nothing to run: name an edit, e.g. edit=brush-1.2.", id="no-edit"),
-    pytest.param({"edit": {"a": {"name": "mosaic-5"}}}, "unknown edit 'mosaic-5'; there are church-423, church-432, brush-", id="edit"),
-    pytest.param({"method": {}, "baseline": {}}, "there is no method to run: name one, e.g. method=sige.", id="no-method"),
-    pytest.param({"metric": {}}, "there is nothing to measure: name a metric, e.g. metric=macs.", id="no-metric"),
-    pytest.param({"metric": {"latency": fakes.METRICS["latency"]}}, "metric=latency needs metric=error beside it", id="no-error"),
-    pytest.param({"protocol": "fast"}, "unknown protocol 'fast'; choose interleaved or paper.", id="protocol"),
-    pytest.param({"method": {"x": {"runner": "no.such.file"}}}, "method x: runner names the module 'no.such.file', which cannot", id="runner"),
-    pytest.param({"method": {"x": {"runner": "sige.runs.methods.session", "policy": "siege"}}}, "method x: unknown policy 'siege': choose one of sige, sige_public,", id="policy"),
-    pytest.param({"method": {"x": {"runner": "sige.runs.methods.session", "policy": "sige", "dials": {"blok": 3}}}}, "method x: unknown policy dial 'blok'; there are name, geometry, block,", id="dial"),
-    pytest.param({"method": {"x": {"runner": "sige.runs.methods.session", "policy": "sige", "dials": {"block": 0}}}}, "method x: policy block=0 must be a whole number of at least 1", id="block"),
-    pytest.param({"method": {"x": {"runner": "sige.runs.methods.dense", "layout": "NCHW"}}}, "method x: unknown layout 'NCHW' of a method; choose contiguous or channels_last.", id="layout"),
-    pytest.param({"hardware": {"name": "x", "device": "tpu", "dtype": "float32"}}, "unknown hardware.device 'tpu'; choose auto, cuda, mps, cpu.", id="device"),
-    pytest.param({"hardware": {"name": "x", "device": "cpu", "dtype": "int7"}}, "unknown hardware.dtype 'int7'; choose float32, bfloat16 or float16.", id="dtype"),
-    pytest.param({"hardware": {"name": "x", "device": "cpu", "dtype": "float32", "allocator": "jemalloc"}}, "unknown hardware.allocator 'jemalloc'; choose retain or stock.", id="allocator"),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        pytest.param({"edit": {}}, "there is nothing to run: name an edit, e.g. edit=brush-1.2.", id="no-edit"),
+        pytest.param(
+            {"edit": {"a": {"name": "mosaic-5"}}},
+            "unknown edit 'mosaic-5'; there are church-423, church-432, toy-mask, brush-",
+            id="edit",
+        ),
+        pytest.param(
+            {"method": {}, "baseline": {}}, "there is no method to run: name one, e.g. method=sige.", id="no-method"
+        ),
+        pytest.param({"metric": {}}, "there is nothing to measure: name a metric, e.g. metric=macs.", id="no-metric"),
+        pytest.param(
+            {"metric": {"latency": fakes.METRICS["latency"]}},
+            "metric=latency needs metric=error beside it",
+            id="no-error",
+        ),
+        pytest.param({"protocol": "fast"}, "unknown protocol 'fast'; choose interleaved or paper.", id="protocol"),
+        pytest.param(
+            {"method": {"x": {"runner": "no.such.file"}}},
+            "method x: runner names the module 'no.such.file', which cannot",
+            id="runner",
+        ),
+        pytest.param(
+            {"method": {"x": {"runner": "sige.runs.methods.session", "policy": "siege"}}},
+            "method x: unknown policy 'siege': choose one of sige, sige_public,",
+            id="policy",
+        ),
+        pytest.param(
+            {"method": {"x": {"runner": "sige.runs.methods.session", "policy": "sige", "dials": {"blok": 3}}}},
+            "method x: unknown policy dial 'blok'; there are name, geometry, block,",
+            id="dial",
+        ),
+        pytest.param(
+            {"method": {"x": {"runner": "sige.runs.methods.session", "policy": "sige", "dials": {"block": 0}}}},
+            "method x: policy block=0 must be a whole number of at least 1",
+            id="block",
+        ),
+        pytest.param(
+            {"method": {"x": {"runner": "sige.runs.methods.dense", "layout": "NCHW"}}},
+            "method x: unknown layout 'NCHW' of a method; choose contiguous or channels_last.",
+            id="layout",
+        ),
+        pytest.param(
+            {"hardware": {"name": "x", "device": "tpu", "dtype": "float32"}},
+            "unknown hardware.device 'tpu'; choose auto, cuda, mps, cpu.",
+            id="device",
+        ),
+        pytest.param(
+            {"hardware": {"name": "x", "device": "cpu", "dtype": "int7"}},
+            "unknown hardware.dtype 'int7'; choose float32, bfloat16 or float16.",
+            id="dtype",
+        ),
+        pytest.param(
+            {"hardware": {"name": "x", "device": "cpu", "dtype": "float32", "allocator": "jemalloc"}},
+            "unknown hardware.allocator 'jemalloc'; choose retain or stock.",
+            id="allocator",
+        ),
+    ],
+)
 def test_what_cannot_be_run_is_told_in_a_sentence(changes, sentence):
     with pytest.raises(UserError) as told:
         expand(fakes.configuration(**changes), {})
@@ -61,18 +113,28 @@ def test_what_cannot_be_run_is_told_in_a_sentence(changes, sentence):
 
 def test_a_device_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="hardware.device=cuda is not available on this .* machine; choose auto or cpu."):
+    with pytest.raises(
+        UserError, match="hardware.device=cuda is not available on this .* machine; choose auto or cpu."
+    ):
         expand(fakes.configuration(hardware={"name": "cuda", "device": "cuda", "dtype": "float32"}), {})
 
 
-@pytest.mark.parametrize("there, expected", [
-    pytest.param({"cuda"}, "cuda", id="nvidia"), pytest.param({"mps"}, "mps", id="mac"), pytest.param(set(), "cpu", id="neither"),
-])
+@pytest.mark.parametrize(
+    "there, expected",
+    [
+        pytest.param({"cuda"}, "cuda", id="nvidia"),
+        pytest.param({"mps"}, "mps", id="mac"),
+        pytest.param(set(), "cpu", id="neither"),
+    ],
+)
 def test_auto_takes_the_best_device_there_is(monkeypatch, there, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
     monkeypatch.setattr("sige.runs.environment.machine", lambda device, threads: device)
-    choices = {name: {"name": name, "device": name, "dtype": "float32", "threads": None, "allocator": "retain"} for name in ("cuda", "mps", "cpu")}
+    choices = {
+        name: {"name": name, "device": name, "dtype": "float32", "threads": None, "allocator": "retain"}
+        for name in ("cuda", "mps", "cpu")
+    }
     auto = {"name": "auto", "device": "auto", "dtype": None, "threads": None, "allocator": None}
     (job,) = expand(fakes.configuration(hardware=auto), choices)
     assert (job["hardware"]["name"], job["hardware"]["device"]) == (expected, expected)

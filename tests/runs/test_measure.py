@@ -97,7 +97,11 @@ def test_raw_samples_are_kept_by_round(measured):
 
 
 def test_shares_of_time_sum_to_one(measured):
-    shares = [reading.value for (method, metric), reading in measured[0].items() if method == "dense" and metric.startswith("time_share.")]
+    shares = [
+        reading.value
+        for (method, metric), reading in measured[0].items()
+        if method == "dense" and metric.startswith("time_share.")
+    ]
     assert sum(shares) == pytest.approx(1)
 
 
@@ -117,7 +121,10 @@ def test_the_edited_input_equals_the_original_outside_the_mask(measured):
 def test_a_red_gate_blanks_the_speed_up(jobs):
     readings, _ = run(jobs(method={"fake": {"runner": "runner_fakes", "error": 50.0}})[0])
     assert readings["fake", "gate"].value == 0
-    assert "error_rel_l2_in_mask" in readings["fake", "gate"].reason and "is above the budget 0.5" in readings["fake", "gate"].reason
+    assert (
+        "error_rel_l2_in_mask" in readings["fake", "gate"].reason
+        and "is above the budget 0.5" in readings["fake", "gate"].reason
+    )
     assert ("fake", "speedup") not in readings and ("fake", "efficiency") not in readings
     assert ("fake", "latency") in readings
 
@@ -127,10 +134,13 @@ def test_an_output_that_is_not_finite_has_a_red_gate(jobs):
     assert readings["fake", "gate"].reason == "the output holds NaN or infinite values"
 
 
-@pytest.mark.parametrize("where, status, reason", [
-    pytest.param("record", "error", "ValueError: no recording today", id="recording"),
-    pytest.param("step", "oom", "OutOfMemoryError: out of memory: tried to allocate 9 GiB", id="step"),
-])
+@pytest.mark.parametrize(
+    "where, status, reason",
+    [
+        pytest.param("record", "error", "ValueError: no recording today", id="recording"),
+        pytest.param("step", "oom", "OutOfMemoryError: out of memory: tried to allocate 9 GiB", id="step"),
+    ],
+)
 def test_a_method_that_fails_leaves_the_others_alone(jobs, where, status, reason):
     readings, bench = run(jobs(method={"fake": {"runner": "runner_fakes", "fail": where}})[0])
     assert bench.failures == {"fake": (status, reason)}
@@ -153,17 +163,27 @@ def test_the_papers_protocol_gives_means_under_names_of_their_own(jobs):
 
 def test_bfloat16_is_against_a_dense_method_in_bfloat16_alone(jobs):
     methods = {"fake": {"runner": "runner_fakes"}}
-    readings, _ = run(jobs(method=methods, hardware={"name": "cpu", "device": "cpu", "dtype": "bfloat16", "threads": 1})[0])
+    readings, _ = run(
+        jobs(method=methods, hardware={"name": "cpu", "device": "cpu", "dtype": "bfloat16", "threads": 1})[0]
+    )
     assert ("fake", "speedup") in readings
     float32 = {"dense": {**fakes.DENSE, "dtype": "float32"}}
-    readings, _ = run(jobs(method=methods, baseline=float32, hardware={"name": "cpu", "device": "cpu", "dtype": "bfloat16", "threads": 1})[0])
+    readings, _ = run(
+        jobs(
+            method=methods,
+            baseline=float32,
+            hardware={"name": "cpu", "device": "cpu", "dtype": "bfloat16", "threads": 1},
+        )[0]
+    )
     assert ("fake", "speedup") not in readings
 
 
 def test_an_edit_of_another_size_is_invalid(jobs):
     job = jobs(dataset={"synthetic": {"height": 32, "width": 16}})[0]
     zoo = Zoo(job["model"], "cpu")
-    with pytest.raises(JobFailure, match=r"edit brush-30 is 32x16, model fake takes 16x16 \(height x width\).") as failed:
+    with pytest.raises(
+        JobFailure, match=r"edit brush-30 is 32x16, model fake takes 16x16 \(height x width\)."
+    ) as failed:
         Bench(job, zoo, Runners(zoo, job["hardware"]))
     assert failed.value.status == "invalid"
 
@@ -211,5 +231,3 @@ def test_the_order_of_methods_rotates(jobs):
     assert [order[place] for place in (0, 3, 6)] == ["dense", "dense", "fake"]
     assert sorted(order[:3]) == sorted(order[3:6]) == sorted(order[6:])
     assert order[:3] != order[3:6] != order[6:]
-
-

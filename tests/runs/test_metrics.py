@@ -5,18 +5,39 @@ import pytest
 from sige.runs.metrics.time_share import CLASSES, classify
 
 
-@pytest.mark.parametrize("operator, group", [
-    pytest.param(operator, group, id=operator)
-    for operator, group in [
-        ("aten::mkldnn_convolution", "conv"), ("aten::conv2d", "conv"), ("aten::_convolution", "conv"), ("aten::addmm", "gemm"),
-        ("aten::linear", "gemm"), ("aten::mm", "gemm"), ("aten::bmm", "gemm"), ("aten::native_group_norm", "norm"),
-        ("aten::index_select", "gather_scatter"), ("aten::index_copy_", "gather_scatter"), ("aten::copy_", "gather_scatter"),
-        ("aten::cat", "gather_scatter"), ("aten::upsample_nearest2d", "gather_scatter"), ("aten::silu_", "pointwise"), ("aten::add", "pointwise"),
-        ("aten::mul", "pointwise"), ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"), ("aten::_softmax", "attention"),
-        ("aten::constant_pad_nd", "gather_scatter"), ("aten::sum", "pointwise"), ("aten::view", "other"), ("aten::empty", "other"),
-        ("sige::gather_rows", "gather_scatter"), ("sige::scatter_rows_", "gather_scatter"), ("sige::conv_tiles", "conv"),
-    ]
-])
+@pytest.mark.parametrize(
+    "operator, group",
+    [
+        pytest.param(operator, group, id=operator)
+        for operator, group in [
+            ("aten::mkldnn_convolution", "conv"),
+            ("aten::conv2d", "conv"),
+            ("aten::_convolution", "conv"),
+            ("aten::addmm", "gemm"),
+            ("aten::linear", "gemm"),
+            ("aten::mm", "gemm"),
+            ("aten::bmm", "gemm"),
+            ("aten::native_group_norm", "norm"),
+            ("aten::index_select", "gather_scatter"),
+            ("aten::index_copy_", "gather_scatter"),
+            ("aten::copy_", "gather_scatter"),
+            ("aten::cat", "gather_scatter"),
+            ("aten::upsample_nearest2d", "gather_scatter"),
+            ("aten::silu_", "pointwise"),
+            ("aten::add", "pointwise"),
+            ("aten::mul", "pointwise"),
+            ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+            ("aten::_softmax", "attention"),
+            ("aten::constant_pad_nd", "gather_scatter"),
+            ("aten::sum", "pointwise"),
+            ("aten::view", "other"),
+            ("aten::empty", "other"),
+            ("sige::gather_rows", "gather_scatter"),
+            ("sige::scatter_rows_", "gather_scatter"),
+            ("sige::conv_tiles", "conv"),
+        ]
+    ],
+)
 def test_class_of_an_operator(operator, group):
     assert classify(operator) == group
 

@@ -10,9 +10,14 @@ from sige.runs.errors import UserError
 from sige.runs.progress import Progress, cost, duration
 
 
-@pytest.mark.parametrize("seconds, text", [
-    pytest.param(8, "8 s", id="seconds"), pytest.param(240, "4 min", id="minutes"), pytest.param(9000, "2.5 h", id="hours"),
-])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        pytest.param(8, "8 s", id="seconds"),
+        pytest.param(240, "4 min", id="minutes"),
+        pytest.param(9000, "2.5 h", id="hours"),
+    ],
+)
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
 
