@@ -16,6 +16,9 @@ _library = torch.library.Library("sige", "DEF")
 _library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
 _library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
 _library.define("conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups) -> Tensor")
+_library.define(
+    "conv_map(Tensor image, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor"
+)
 _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
 _library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
@@ -28,7 +31,7 @@ def _run(operator):
     return call
 
 
-for _operator in ("gather_rows", "scatter_rows_", "conv_rows", "linear_rows", "affine_rows", "tile_moments"):
+for _operator in backends.FAMILIES:
     for _key in ("CPU", "CUDA", "MPS"):
         _library.impl(_operator, _run(_operator), _key)
 
@@ -46,6 +49,16 @@ def _(target, index, rows):
 @torch.library.register_fake("sige::conv_rows", lib=_library)
 def _(source, index, weight, bias, groups):
     return weight.new_empty(index.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("sige::conv_map", lib=_library)
+def _(image, weight, bias, stride, padding, dilation, groups):
+    height, width = (
+        (image.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    )
+    shape = (image.shape[0], weight.shape[0], height, width)
+    return image.new_empty(shape).contiguous(memory_format=torch.channels_last)
 
 
 @torch.library.register_fake("sige::linear_rows", lib=_library)
@@ -67,6 +80,11 @@ def _(rows, tiles, groups):
 @register_flop_formula(torch.ops.sige.conv_rows)
 def _conv_rows_flops(source, index, weight, bias, groups, *, out_shape=None, **_):
     return 2 * index[0] * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+@register_flop_formula(torch.ops.sige.conv_map)
+def _conv_map_flops(image, weight, bias, stride, padding, dilation, groups, *, out_shape=None, **_):
+    return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
 @register_flop_formula(torch.ops.sige.linear_rows)
@@ -93,6 +111,11 @@ def conv_rows(source, index, weight, bias, groups=1):
     dtype than the weight's. Returns (n, O) in the weight's dtype.
     """
     return torch.ops.sige.conv_rows(source, index, weight, bias, groups)
+
+
+def conv_map(image, weight, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """Convolution of a whole map: ``image`` (B, C, H, W), ``weight`` (O, C/groups, kh, kw). Returns (B, O, H', W'), channels-last."""
+    return torch.ops.sige.conv_map(image, weight, bias, stride, padding, dilation, groups)
 
 
 def linear_rows(rows, weight, bias):

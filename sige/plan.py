@@ -176,13 +176,6 @@ class Plan:
             self._sets[height, width] = self._finish(tiles, tile, height, width)
         return self._sets[height, width]
 
-    def everything(self, height, width):
-        """The full set of a level, for what runs dense."""
-        key = ("full", height, width)
-        if key not in self._sets:
-            self._sets[key] = ActiveSet.everything(self.batch, height, width, self.mask.device)
-        return self._sets[key]
-
     def conv_set(self, window):
         """The output positions that a convolution computes."""
         if self.policy.geometry == "level":

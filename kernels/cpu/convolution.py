@@ -18,6 +18,7 @@ _LEAST_ROWS = 4  # below, reading the weights once is all there is to do
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _logger = logging.getLogger(__name__)
 _packed = WeakTensorKeyDictionary()
+_packed_maps = WeakTensorKeyDictionary()
 _outside = WeakTensorKeyDictionary()
 
 
@@ -32,7 +33,7 @@ def prepacking():
 
 def packed_bytes():
     """Bytes held by prepacked copies of weights, over all live weights."""
-    return sum(weight.nbytes for weight, _ in _packed.items())
+    return sum(weight.nbytes for weight in _packed) + sum(weight.nbytes for weight in _packed_maps)
 
 
 def _version(tensor):
@@ -79,7 +80,8 @@ def conv_rows(source, index, weight, bias, groups):
     if count == 0:
         return weight.new_empty(0, weight.shape[0])
     safe, outside = _clamped(index)
-    step = max(64, CHUNK_BYTES // (taps * source.shape[1] * source.element_size()))
+    most = max(64, CHUNK_BYTES // (taps * source.shape[1] * source.element_size()))
+    step = -(-count // -(-count // most))  # equal chunks
     parts = []
     for start in range(0, count, step):
         chosen = safe[start : start + step]
@@ -96,6 +98,21 @@ def conv_rows(source, index, weight, bias, groups):
             patch = rows.view(chosen.shape[0], *weight.shape[2:], source.shape[1]).permute(0, 3, 1, 2)
             parts.append(F.conv2d(patch, weight, bias, groups=groups).flatten(1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def conv_map(image, weight, bias, stride, padding, dilation, groups):
+    image = image.contiguous(memory_format=torch.channels_last)
+    if not prepacking() or weight.dtype not in _PACKED_DTYPES:
+        return F.conv2d(image, weight, bias, stride, padding, dilation, groups)
+    # oneDNN's blocking depends on the shape: one packed copy, for the shape last seen. Dense levels see one shape only.
+    signature = (_version(weight), tuple(image.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+    found = _packed_maps.get(weight)
+    if found is None or found[0] != signature:
+        pack = torch.ops.mkldnn._reorder_convolution_weight
+        found = (signature, pack(weight.detach(), padding, stride, dilation, groups, list(image.shape)))
+        _packed_maps[weight] = found
+    out = torch.ops.mkldnn._convolution_pointwise(image, found[1], bias, padding, stride, dilation, groups, "none", [], "")
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def linear_rows(rows, weight, bias):

@@ -1,6 +1,7 @@
 """Convolution and linear layer on rows, tap by tap in float32 or wider. The contract stands in ``sige.kernels.ops``."""
 
 import torch
+import torch.nn.functional as F
 
 
 def conv_rows(source, index, weight, bias, groups):
@@ -16,6 +17,13 @@ def conv_rows(source, index, weight, bias, groups):
     if bias is not None:
         result = result + bias.to(wide)
     return result.to(weight.dtype)
+
+
+def conv_map(image, weight, bias, stride, padding, dilation, groups):
+    wide = torch.promote_types(image.dtype, torch.float32)
+    bias = None if bias is None else bias.to(wide)
+    out = F.conv2d(image.to(wide), weight.to(wide), bias, stride, padding, dilation, groups)
+    return out.to(image.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def linear_rows(rows, weight, bias):

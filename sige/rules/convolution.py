@@ -58,24 +58,13 @@ def _runs_sparse(forward, window, scale):
     return forward.is_sparse_level(*window.size)
 
 
-# Maps up to this many positions run as one matrix product with prepacked weights, whose weights dominate otherwise.
-_SMALL_MAP = 4096
-
-
 def _dense(forward, func, input, weight, bias, stride, padding, dilation, groups):
     plain = forward.densify(input)
     window = _window(plain, 1, (0, 0, 0, 0), weight, stride, padding, dilation)
-    height, width = window.out_size
-    forward.count("conv", plain.shape[0] * height * width * weight.numel())
-    if forward.recording or plain.shape[0] * height * width > _SMALL_MAP or groups != 1:
+    forward.count("conv", plain.shape[0] * window.out_size[0] * window.out_size[1] * weight.numel())
+    if forward.recording or padding == "same":
         return func(plain, weight, bias, stride, padding, dilation, groups)
-    everything = forward.plan.everything(height, width)
-    source = forward.rows_of(plain, _IMAGE)
-    if window.pointwise:
-        rows = ops.linear_rows(source, weight, bias)
-    else:
-        rows = ops.conv_rows(source, forward.plan.window_rows(everything, window), weight, bias, 1)
-    return full_view(rows, everything, _IMAGE)
+    return ops.conv_map(plain, weight, bias, window.stride, window.padding, window.dilation, groups)
 
 
 def _sparse(forward, input, weight, bias, groups, window):
@@ -117,12 +106,15 @@ def _spatial(forward, key, input, weight, bias, groups, window, chosen):
         return ops.conv_rows(source, forward.plan.window_rows(chosen, window), weight, bias, groups)[: chosen.count]
     height, width = (view.height, view.width) if view is not None else window.size
     image = source.to(weight.dtype).view(batch, height, width, -1).permute(0, 3, 1, 2)
-    out = _full(image, weight, bias, groups, window)
+    out = _full(image, weight, bias, groups, window, F.conv2d if forward.recording else ops.conv_map)
     return out.permute(0, 2, 3, 1).reshape(-1, out.shape[1])
 
 
-def _full(image, weight, bias, groups, window):
-    """The whole convolution of an image (B, C, H, W), channels-last, under the window's geometry."""
+def _full(image, weight, bias, groups, window, convolve):
+    """The whole convolution of an image (B, C, H, W), channels-last, under the window's geometry.
+
+    ``convolve`` is the operator: the plain one while recording, for which packing weights does not pay.
+    """
     if window.scale != 1:
         image = F.interpolate(image, scale_factor=float(window.scale), mode="nearest")
     # what the padding must be below and to the right for the output to have the size it has
@@ -135,6 +127,6 @@ def _full(image, weight, bias, groups, window):
         for axis in (0, 1)
     ]
     if after[0] == window.padding[0] and after[1] == window.padding[1]:
-        return F.conv2d(image, weight, bias, window.stride, window.padding, window.dilation, groups)
+        return convolve(image, weight, bias, window.stride, window.padding, window.dilation, groups)
     image = F.pad(image, (window.padding[1], after[1], window.padding[0], after[0]))
-    return F.conv2d(image, weight, bias, window.stride, 0, window.dilation, groups)
+    return convolve(image, weight, bias, window.stride, (0, 0), window.dilation, groups)
