@@ -4,6 +4,7 @@ A method's file defines ``build(name, options, zoo, hardware) -> Runner``; ``opt
 ``check(options)``, called before anything runs, raises UserError for values that cannot be used.
 """
 
+import abc
 import contextlib
 import time
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ class Step:
 
 
 @dataclass
-class Runner:
-    """A method on a model. Subclasses override ``record`` and ``step``; ``dense`` marks the baselines."""
+class Runner(abc.ABC):
+    """A method on a model. Subclasses define ``step`` and may override the rest; ``dense`` marks the baselines."""
 
     name: str
     zoo: Any
@@ -38,9 +39,9 @@ class Runner:
     def record(self, original: tuple) -> None:
         """Whatever must be computed once on the original (nothing for a dense method)."""
 
+    @abc.abstractmethod
     def step(self, edited: tuple, mask: torch.Tensor, around=contextlib.nullcontext) -> Step:
         """One step on the edited input; ``around`` makes a context manager around the forward alone, untimed."""
-        raise NotImplementedError(f"{type(self).__name__} must define step().")
 
     def state_bytes(self) -> dict[str, int]:
         """Remembered bytes by kind."""

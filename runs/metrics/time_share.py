@@ -13,7 +13,7 @@ CLASSES = ("conv", "gemm", "attention", "gather_scatter", "norm", "pointwise", "
 _PARTS = {
     "attention": ("attention", "softmax", "sdpa"),
     "conv": ("conv",),
-    "norm": ("norm",),
+    "norm": ("norm", "moments", "affine"),
     "gather_scatter": (
         "gather",
         "scatter",
@@ -71,7 +71,25 @@ _PARTS = {
         "vectorized",
     ),
 }
-_WHOLE_WORDS = {"to", "put", "eq", "ne", "lt", "gt", "le", "ge", "mm", "cat", "add", "sub", "max", "all", "any", "pad"}
+_WHOLE_WORDS = {
+    "exp",
+    "to",
+    "put",
+    "eq",
+    "ne",
+    "lt",
+    "gt",
+    "le",
+    "ge",
+    "mm",
+    "cat",
+    "add",
+    "sub",
+    "max",
+    "all",
+    "any",
+    "pad",
+}
 
 
 def classify(operator: str) -> str:
@@ -114,15 +132,27 @@ def _profile(bench, method):
         before = torch.cuda.memory_allocated(bench.zoo.device)
     bench.step(method, around=lambda: _entered(profiler))
     shares = dict.fromkeys(CLASSES, 0.0)
-    for event in profiler.key_averages():
-        if event.key.startswith(("cuda", "Profiler", "[memory]", "Activity Buffer")):
-            continue
-        shares[classify(event.key)] += event.self_device_time_total if cuda else event.self_cpu_time_total
+    for event in profiler.events():
+        shares[_class_of(event)] += event.self_device_time_total if cuda else event.self_cpu_time_total
     if cuda:
         return shares, torch.cuda.max_memory_allocated(bench.zoo.device) - before
     if bench.zoo.device.type != "cpu":
         return shares, None
     return shares, _peak(profiler)
+
+
+def _class_of(event) -> str:
+    """Class of one profiled call: what a convolution, an attention or a norm does inside is part of it, except for
+    moving rows (the matrix product of a convolution is ``conv``, the gathering before it ``gather_scatter``).
+    """
+    group = classify(event.name)
+    parent = event.cpu_parent
+    while parent is not None and group != "gather_scatter":
+        outer = classify(parent.name)
+        if outer in ("conv", "attention", "norm"):
+            group = outer
+        parent = parent.cpu_parent
+    return group
 
 
 @contextlib.contextmanager

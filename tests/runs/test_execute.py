@@ -10,7 +10,7 @@ from sige.runs.execute import execute
 from sige.runs.progress import Progress
 from sige.runs.tracker import NoTracker
 
-COMMAND = [sys.executable, "-m", "runner_fakes"]
+COMMAND = [sys.executable, "-m", "fake_worker"]
 
 
 @pytest.fixture

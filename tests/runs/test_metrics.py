@@ -1,8 +1,10 @@
 """Names of operators and the classes they fall in."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from sige.runs.metrics.time_share import CLASSES, classify
+from sige.runs.metrics.time_share import CLASSES, _class_of, classify
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,9 @@ from sige.runs.metrics.time_share import CLASSES, classify
             ("aten::empty", "other"),
             ("sige::gather_rows", "gather_scatter"),
             ("sige::scatter_rows_", "gather_scatter"),
-            ("sige::conv_tiles", "conv"),
+            ("sige::conv_rows", "conv"),
+            ("sige::tile_moments", "norm"),
+            ("aten::expand", "other"),
         ]
     ],
 )
@@ -44,3 +48,19 @@ def test_class_of_an_operator(operator, group):
 
 def test_every_class_is_known():
     assert {classify(name) for name in ("aten::conv2d", "aten::unheard_of")} <= set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "calls, group",
+    [
+        pytest.param(["sige::conv_rows", "aten::addmm"], "conv", id="product-of-a-convolution"),
+        pytest.param(["sige::conv_rows", "aten::index_select"], "gather_scatter", id="gathering-of-a-convolution"),
+        pytest.param(["sige::tile_moments", "aten::sum"], "norm", id="sum-of-a-norm"),
+        pytest.param(["sige::linear_rows", "aten::linear", "aten::addmm"], "gemm", id="linear"),
+    ],
+)
+def test_what_an_operator_does_inside_is_part_of_it(calls, group):
+    event = None
+    for name in calls:
+        event = SimpleNamespace(name=name, cpu_parent=event)
+    assert _class_of(event) == group
