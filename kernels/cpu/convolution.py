@@ -36,8 +36,9 @@ def packed_bytes():
     return sum(weight.nbytes for weight in _packed) + sum(weight.nbytes for weight in _packed_maps)
 
 
-def _version(tensor):
-    return None if tensor.is_inference() else tensor._version
+def _state(tensor):
+    """Changes with a tensor: in place (version), by ``tensor.data = ...`` or ``module.to(dtype)`` (no new version)."""
+    return None if tensor.is_inference() else tensor._version, tensor.dtype, tensor.data_ptr()
 
 
 def _matrix(weight):
@@ -49,11 +50,14 @@ def _matrix(weight):
 def _pack(weight):
     """The prepacked matrix of a weight; remade when the weight changes. None where oneDNN would not gain."""
     found = _packed.get(weight)
-    if found is None or found[0] != _version(weight):
+    state = _state(weight)
+    if found is None or found[0] != state:
         # Few outputs or few inputs: oneDNN falls back to a slow reordering at every call.
         if not prepacking() or weight.dtype not in _PACKED_DTYPES or weight.shape[0] < 16 or weight[0].numel() < 64:
             return None
-        found = (_version(weight), torch.ops.mkldnn._reorder_linear_weight(_matrix(weight).contiguous(), None))
+        matrix = torch.ops.mkldnn._reorder_linear_weight(_matrix(weight).contiguous(), None)
+        # The storage is held too: as long as it lives, no other can have its address.
+        found = (state, matrix, weight.untyped_storage())
         _packed[weight] = found
     return found[1]
 
@@ -105,11 +109,12 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
     if not prepacking() or weight.dtype not in _PACKED_DTYPES:
         return F.conv2d(image, weight, bias, stride, padding, dilation, groups)
     # oneDNN's blocking depends on the shape: one packed copy, for the shape last seen. Dense levels see one shape only.
-    signature = (_version(weight), tuple(image.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+    signature = (_state(weight), tuple(image.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     found = _packed_maps.get(weight)
     if found is None or found[0] != signature:
         pack = torch.ops.mkldnn._reorder_convolution_weight
-        found = (signature, pack(weight.detach(), padding, stride, dilation, groups, list(image.shape)))
+        packed = pack(weight.detach(), padding, stride, dilation, groups, list(image.shape))
+        found = (signature, packed, weight.untyped_storage())
         _packed_maps[weight] = found
     out = torch.ops.mkldnn._convolution_pointwise(image, found[1], bias, padding, stride, dilation, groups, "none", [], "")
     return out.contiguous(memory_format=torch.channels_last)

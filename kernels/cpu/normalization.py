@@ -11,8 +11,8 @@ def affine_rows(rows, scale, shift, sample):
 
 def tile_moments(rows, tiles, groups):
     # Sums over the positions first: channels are contiguous, so that pass is vectorised; the rest is small.
-    values = rows.view(tiles, -1, rows.shape[1]).float()
-    count = values.shape[1] * (rows.shape[1] // groups)
-    mean = values.sum(1).view(tiles, groups, -1).sum(2) / count
-    centred = values - mean.repeat_interleave(rows.shape[1] // groups, 1)[:, None]
-    return mean, centred.square_().sum(1).view(tiles, groups, -1).sum(2)
+    values = rows.view(tiles, len(rows) // max(tiles, 1), rows.shape[1]).float()
+    width = rows.shape[1] // groups
+    mean = values.sum(1).view(tiles, groups, width).sum(2) / (values.shape[1] * width)
+    centred = values - mean.repeat_interleave(width, 1)[:, None]
+    return mean, centred.square_().sum(1).view(tiles, groups, width).sum(2)

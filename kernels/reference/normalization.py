@@ -11,7 +11,7 @@ def affine_rows(rows, scale, shift, sample):
 
 
 def tile_moments(rows, tiles, groups):
-    values = rows.double().reshape(tiles, -1, groups, rows.shape[1] // groups)
+    values = rows.double().reshape(tiles, len(rows) // max(tiles, 1), groups, rows.shape[1] // groups)
     mean = values.mean((1, 3))
     centred = values - mean[:, None, :, None]
     return mean.float(), centred.square().sum((1, 3)).float()
