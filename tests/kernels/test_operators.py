@@ -1,0 +1,209 @@
+"""Besides the numbers: chunks, prepacked weights, choice of backend, schemas, fake tensors and MAC formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import sige  # noqa: F401
+from sige.kernels import backends, ops
+from sige.kernels.cpu import convolution
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def case():
+    """A 3x3 convolution of a 20x20 map at 300 positions: source, index with taps outside the map, weight, bias."""
+    taps = F.unfold(torch.arange(1.0, 401.0).view(1, 1, 20, 20), 3, padding=1)[0].t().long() - 1
+    return random(400, 24), taps[:300].contiguous(), random(32, 24, 3, 3, seed=1), random(32, seed=2)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_chunks_equal_one_piece(case, monkeypatch, groups):
+    source, index, weight, bias = case
+    weight = weight[:30, : 24 // groups].contiguous()
+    whole = ops.conv_rows(source, index, weight, bias[:30], groups)
+    calls = []
+    select = torch.index_select
+    monkeypatch.setattr(torch, "index_select", lambda *args: calls.append(args) or select(*args))
+    monkeypatch.setattr(convolution, "CHUNK_BYTES", 1)
+    pieces = ops.conv_rows(source, index.clone(), weight, bias[:30], groups)
+    assert (len(calls), torch.allclose(pieces, whole, rtol=1e-5, atol=1e-4)) == (5, True)
+
+
+def linear_is_exact(weight):
+    rows = random(100, weight.shape[1], seed=3)
+    got = ops.linear_rows(rows.to(weight.dtype), weight, None)
+    return got.dtype == weight.dtype and torch.allclose(got.float(), rows @ weight.float().t(), rtol=1e-2, atol=0.2)
+
+
+def convolution_is_exact(weight):
+    image = random(1, weight.shape[1], 5, 5, seed=3)
+    got = ops.conv_map(image.to(weight.dtype), weight, None)
+    return got.dtype == weight.dtype and torch.allclose(
+        got.float(), F.conv2d(image, weight.float()), rtol=1e-2, atol=0.2
+    )
+
+
+def in_place(weight):
+    with torch.no_grad():
+        weight.mul_(-3)
+
+
+def data(weight):
+    weight.data = random(*weight.shape, seed=9)
+
+
+def data_twice(weight):
+    # The second storage may lie where the first one lay.
+    shape = weight.shape
+    weight.data = torch.zeros(3)
+    weight.data = random(*shape, seed=9)
+
+
+def copied(weight):
+    torch.nn.utils.vector_to_parameters(random(weight.numel(), seed=5), [weight])
+
+
+def dtype(weight):
+    layer = torch.nn.Module()
+    layer.weight = weight
+    layer.bfloat16()
+
+
+SHAPE = {2: (32, 96), 4: (32, 96, 1, 1)}
+
+
+@pytest.mark.parametrize("change", [in_place, data, data_twice, copied, dtype])
+@pytest.mark.parametrize(
+    "exact, sides", [(linear_is_exact, 2), (convolution_is_exact, 4)], ids=["linear", "convolution"]
+)
+def test_changed_weights_are_packed_again(exact, sides, change):
+    weight = torch.nn.Parameter(random(*SHAPE[sides], seed=1), requires_grad=False)
+    before = exact(weight)
+    change(weight)
+    assert (before, exact(weight)) == (True, True)
+
+
+def test_packed_weights_are_let_go_with_their_weight():
+    before, weight = convolution.packed_bytes(), random(64, 128)
+    ops.linear_rows(random(50, 128), weight, None)
+    held = convolution.packed_bytes()
+    del weight
+    assert (held - before, convolution.packed_bytes()) == (64 * 128 * 4 if convolution.prepacking() else 0, before)
+
+
+def test_every_operator_is_in_every_backend():
+    found = {
+        (name, operator)
+        for name in backends.BACKENDS
+        for operator in backends.FAMILIES
+        if backends._load(name, operator)
+    }
+    assert len(found) == len(backends.BACKENDS) * len(backends.FAMILIES)
+
+
+def test_forced_backend_holds_inside_the_block_only(monkeypatch):
+    monkeypatch.delenv("SIGE_BACKEND", raising=False)
+    with backends.forced("reference"):
+        inside = backends.active("cpu")
+    assert (inside, backends.active("cpu")) == ("reference", "cpu")
+
+
+def test_forced_backend_ends_with_an_exception(monkeypatch):
+    monkeypatch.delenv("SIGE_BACKEND", raising=False)
+    with pytest.raises(KeyError), backends.forced("reference"):
+        raise KeyError
+    assert backends.active("cpu") == "cpu"
+
+
+def test_forced_backend_is_the_one_that_runs(case, monkeypatch):
+    monkeypatch.setattr(torch, "index_select", None)  # the cpu backend cannot do without
+    with backends.forced("reference"):
+        assert ops.gather_rows(case[0], torch.arange(3)).shape == (3, 24)
+
+
+def test_environment_names_the_backend(monkeypatch):
+    monkeypatch.setenv("SIGE_BACKEND", "reference")
+    assert backends.active("cpu") == "reference"
+
+
+def test_device_without_kernels_runs_the_reference(monkeypatch):
+    monkeypatch.delenv("SIGE_BACKEND", raising=False)
+    assert backends.active("xpu") == "reference"
+
+
+UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, cpu$"
+
+
+def test_unknown_backend_in_the_environment(monkeypatch):
+    monkeypatch.setenv("SIGE_BACKEND", "cudnn")
+    with pytest.raises(ValueError, match=UNKNOWN):
+        ops.gather_rows(random(3, 3), torch.arange(2))
+
+
+def test_unknown_backend_forced():
+    with pytest.raises(ValueError, match=UNKNOWN), backends.forced("cudnn"):
+        pass
+
+
+def arguments():
+    index = torch.tensor([0, 3, 7])
+    taps = torch.tensor([[0, 1, 2, -1], [3, 4, -1, 5], [6, 7, 8, 9]])
+    rows, scale = random(3, 8), random(2, 8, seed=1)
+    return {
+        "gather_rows": (random(10, 8), index),
+        "scatter_rows_": (random(10, 8), index, rows),
+        "conv_rows": (random(10, 8), taps, random(16, 8, 2, 2, seed=3), random(16), 1),
+        "conv_map": (random(2, 8, 7, 9), random(16, 4, 3, 3, seed=3), random(16), (2, 1), (1, 0), (1, 2), 2),
+        "linear_rows": (rows, random(16, 8, seed=3), None),
+        "affine_rows": (rows, scale, scale, torch.tensor([0, 1, 1])),
+        "tile_moments": (random(12, 8), 3, 4),
+    }
+
+
+@pytest.mark.parametrize("name", list(arguments()))
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_operator_keeps_its_schema(name, backend):
+    # Nothing to differentiate: the session runs without gradients, so autograd's own check does not apply.
+    with backends.forced(backend), torch.no_grad():
+        operator = getattr(torch.ops.sige, name).default
+        results = torch.library.opcheck(operator, arguments()[name], test_utils=("test_schema", "test_faketensor"))
+    assert results == {"test_schema": "SUCCESS", "test_faketensor": "SUCCESS"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(arguments()))
+def test_fake_result_looks_like_the_real_one(name, dtype):
+    args = [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments()[name]]
+    operator = getattr(torch.ops.sige, name)
+    real = operator(*args)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = operator(*[mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in args])
+    look = lambda out: [(x.shape, x.dtype) for x in (out if isinstance(out, tuple) else (out,)) if x is not None]  # noqa: E731
+    assert look(fake) == look(real)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolution_formula(groups):
+    n, kernel, channels, outputs = 5, 3, 8, 12
+    with FlopCounterMode(display=False) as counter:
+        weight = random(outputs, channels // groups, kernel, kernel)
+        torch.ops.sige.conv_rows(random(9, channels), torch.zeros(n, kernel**2, dtype=torch.long), weight, None, groups)
+    assert counter.get_total_flops() == 2 * n * kernel**2 * (channels // groups) * outputs
+
+
+def test_whole_convolution_formula():
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.sige.conv_map(random(2, 8, 7, 9), random(16, 4, 3, 3), None, (2, 1), (1, 0), (1, 2), 2)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 5) * 9 * 4 * 16
+
+
+def test_linear_formula():
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.sige.linear_rows(random(5, 8), random(12, 8), None)
+    assert counter.get_total_flops() == 2 * 5 * 8 * 12

@@ -1,0 +1,183 @@
+"""Every operator on every backend against a float64 computation written here, which knows nothing of the engine."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sige  # noqa: F401
+from sige.kernels import backends, ops
+
+BATCH, HEIGHT, WIDTH = 2, 9, 11
+DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")]
+MASKS = ["ragged", "one", "all", "none"]
+
+
+@pytest.fixture(params=backends.BACKENDS, autouse=True)
+def backend(request):
+    with backends.forced(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=MASKS)
+def mask(request):
+    return request.param
+
+
+def active_rows(kind, height=HEIGHT, width=WIDTH):
+    """Flat row numbers of a batch of two: ``ragged`` touches every border, and differs between the samples."""
+    mask = torch.full((BATCH, height, width), kind == "all")
+    if kind == "one":
+        mask[1, height // 2, width - 1] = True
+    elif kind == "ragged":
+        mask[0] = torch.rand(height, width, generator=torch.Generator().manual_seed(7)) > 0.7
+        mask[0, 0, 0] = mask[0, -1, -1] = mask[0, 0, -1] = mask[0, -1, 0] = True
+        mask[1, height // 2] = mask[1, :, width // 3] = True
+    return mask.flatten().nonzero().flatten()
+
+
+def tap_rows(kernel, stride, padding, dilation):
+    """(B*H'*W', k*k) row that each tap of each output position reads, -1 outside the map; and the output's (H', W')."""
+    numbers = torch.arange(1, BATCH * HEIGHT * WIDTH + 1, dtype=torch.float64).view(BATCH, 1, HEIGHT, WIDTH)
+    taps = F.unfold(numbers, kernel, dilation, padding, stride)
+    out = [(side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side in (HEIGHT, WIDTH)]
+    return taps.permute(0, 2, 1).reshape(-1, kernel * kernel).long() - 1, out
+
+
+def random(*shape, dtype, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(got, exact):
+    """Agreement to the precision of ``got``; NaN never agrees."""
+    tolerance = {torch.float32: 3e-6, torch.bfloat16: 1e-2}[got.dtype] * (
+        exact.abs().max().item() if exact.numel() else 1
+    )
+    return got.shape == exact.shape and bool(((got.double() - exact).abs() <= tolerance).all())
+
+
+GEOMETRIES = pytest.mark.parametrize(
+    "channels, outputs, kernel, stride, padding, dilation, groups",
+    [
+        pytest.param(3, 17, 3, 1, 1, 1, 1, id="3x3"),
+        pytest.param(24, 24, 3, 1, 1, 1, 1, id="3x3 prepacked"),
+        pytest.param(17, 24, 3, 2, 1, 1, 1, id="3x3 stride 2"),
+        pytest.param(24, 32, 3, 2, 0, 1, 1, id="3x3 stride 2 unpadded"),
+        pytest.param(24, 17, 3, 1, 2, 2, 1, id="3x3 dilation 2"),
+        pytest.param(3, 24, 5, 1, 2, 1, 1, id="5x5"),
+        pytest.param(24, 48, 3, 1, 1, 1, 3, id="3x3 groups 3"),
+        pytest.param(17, 17, 3, 2, 2, 2, 17, id="depthwise stride 2 dilation 2"),
+        pytest.param(72, 17, 1, 1, 0, 1, 1, id="1x1 prepacked"),
+        pytest.param(3, 3, 1, 3, 0, 1, 1, id="1x1 stride 3"),
+    ],
+)
+BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+
+
+@GEOMETRIES
+@BIAS
+def test_conv_rows(dtype, mask, channels, outputs, kernel, stride, padding, dilation, groups, bias):
+    source = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype)
+    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
+    offset = random(outputs, dtype=dtype, seed=2) if bias else None
+    taps, out = tap_rows(kernel, stride, padding, dilation)
+    places = active_rows(mask, *out)
+    image = source.double().view(BATCH, HEIGHT, WIDTH, channels).permute(0, 3, 1, 2)
+    exact = F.conv2d(image, weight.double(), offset.double() if bias else None, stride, padding, dilation, groups)
+    exact = exact.permute(0, 2, 3, 1).reshape(-1, outputs)[places]
+    got = ops.conv_rows(source, taps[places], weight, offset, groups)
+    assert (got.dtype, close(got, exact)) == (dtype, True)
+
+
+@GEOMETRIES
+@BIAS
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+def test_conv_map(dtype, layout, channels, outputs, kernel, stride, padding, dilation, groups, bias):
+    image = random(BATCH, channels, HEIGHT, WIDTH, dtype=dtype).contiguous(memory_format=layout)
+    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
+    offset = random(outputs, dtype=dtype, seed=2) if bias else None
+    exact = F.conv2d(
+        image.double(), weight.double(), offset.double() if bias else None, stride, padding, dilation, groups
+    )
+    got = ops.conv_map(image, weight, offset, (stride, stride), (padding, padding), (dilation, dilation), groups)
+    assert (got.dtype, close(got, exact), got.is_contiguous(memory_format=torch.channels_last)) == (dtype, True, True)
+
+
+@pytest.mark.parametrize("channels, outputs", [(3, 17), (24, 24), (72, 17), (128, 64)])
+@BIAS
+def test_linear_rows(dtype, mask, channels, outputs, bias):
+    rows = random(len(active_rows(mask)), channels, dtype=dtype)
+    weight, offset = (
+        random(outputs, channels, dtype=dtype, seed=1),
+        random(outputs, dtype=dtype, seed=2) if bias else None,
+    )
+    exact = rows.double() @ weight.double().t() + (offset.double() if bias else 0)
+    assert close(ops.linear_rows(rows, weight, offset), exact)
+
+
+def test_linear_rows_that_are_not_contiguous(dtype):
+    rows, weight = random(72, 20, dtype=dtype).t(), random(17, 72, dtype=dtype, seed=1)
+    assert close(ops.linear_rows(rows, weight, None), rows.double() @ weight.double().t())
+
+
+def test_convolution_of_a_map_remembered_in_bfloat16():
+    source, weight = (
+        random(BATCH * HEIGHT * WIDTH, 24, dtype=torch.bfloat16),
+        random(17, 24, 3, 3, dtype=torch.float32, seed=1),
+    )
+    taps, _ = tap_rows(3, 1, 1, 1)
+    got = ops.conv_rows(source, taps, weight, None)
+    exact = F.conv2d(source.double().view(BATCH, HEIGHT, WIDTH, 24).permute(0, 3, 1, 2), weight.double(), padding=1)
+    assert (got.dtype, close(got, exact.permute(0, 2, 3, 1).reshape(-1, 17))) == (torch.float32, True)
+
+
+@pytest.mark.parametrize("channels", [3, 17, 24])
+def test_gather_rows(dtype, mask, channels):
+    source, index = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype), active_rows(mask)
+    assert torch.equal(
+        ops.gather_rows(source, index), torch.stack([source[i] for i in index]) if len(index) else source[:0]
+    )
+
+
+@pytest.mark.parametrize("channels", [3, 17, 24])
+@pytest.mark.parametrize("rows_dtype", DTYPES)
+def test_scatter_rows_writes_the_named_rows_and_no_other(dtype, mask, channels, rows_dtype):
+    target, index = torch.full((BATCH * HEIGHT * WIDTH, channels), float("nan"), dtype=dtype), active_rows(mask)
+    rows = random(len(index), channels, dtype=rows_dtype)
+    ops.scatter_rows_(target, index, rows)
+    untouched = torch.ones(len(target), dtype=torch.bool)
+    untouched[index] = False
+    assert (torch.equal(target[index], rows.to(dtype)), bool(target[untouched].isnan().all())) == (True, True)
+
+
+@pytest.mark.parametrize("channels", [3, 17, 24])
+@pytest.mark.parametrize("batched", [True, False], ids=["one map a sample", "one map"])
+def test_affine_rows(dtype, mask, channels, batched):
+    index = active_rows(mask)
+    rows = random(len(index), channels, dtype=dtype)
+    scale, shift = (random(BATCH if batched else 1, channels, dtype=dtype, seed=seed) for seed in (1, 2))
+    sample = index // (HEIGHT * WIDTH)
+    pick = sample if batched else torch.zeros_like(sample)
+    exact = rows.double() * scale.double()[pick] + shift.double()[pick]
+    got = ops.affine_rows(rows, scale, shift, sample if batched else None)
+    assert (got.dtype, close(got, exact)) == (dtype, True)
+
+
+@pytest.mark.parametrize("tiles", [0, 1, 7], ids=["no tile", "one tile", "seven tiles"])
+@pytest.mark.parametrize("side", [1, 2, 4])
+@pytest.mark.parametrize("channels, groups", [(3, 1), (17, 17), (24, 8)])
+def test_tile_moments(dtype, tiles, side, channels, groups):
+    rows = random(tiles * side**2, channels, dtype=dtype) + 3
+    values = rows.double().view(tiles, side**2, groups, channels // groups)
+    mean = values.mean((1, 3))
+    squares = (values - mean[:, None, :, None]).square().sum((1, 3))
+    got = ops.tile_moments(rows, tiles, groups)
+    assert [moment.dtype for moment in got] == [torch.float32] * 2
+    assert (close(got[0], mean), bool(((got[1].double() - squares).abs() <= 1e-4 * (1 + squares)).all())) == (
+        True,
+        True,
+    )
