@@ -54,7 +54,7 @@ class ActiveSet:
             if overhang:
                 where = torch.stack([place.expand_as(flat)[~inside] for place in (b[:, None, None], y, x)], 1)
                 outside = where if len(where) else None
-            tile_index = None if ragged else _regrid(tile_index[inside[:, 0, 0]], tiles.shape, height // tile, width // tile)
+            tile_index = tile_index[inside[:, 0, 0]]
             flat = flat[inside]
         flat = flat.reshape(-1)
         per_sample = torch.bincount(flat // (height * width), minlength=batch).tolist() if flat.numel() else [0] * batch
@@ -62,6 +62,8 @@ class ActiveSet:
         segments = [(stop - n, stop) for n, stop in zip(per_sample, stops)]
         if ragged:
             tile, tile_index = 0, None
+        else:
+            tile_index = _regrid(tile_index, tiles.shape, height // tile, width // tile)
         return cls(batch, height, width, flat, tile, tile_index, segments, overhang=outside)
 
     @property
