@@ -38,8 +38,10 @@ class Journal:
         return len(self._entries)
 
     def rows(self, entry, target, index):
-        """Keep the rows of ``target`` (N, C) at ``index`` before they are overwritten."""
-        self._entries.append((entry, target, index, ops.gather_rows(target, index)))
+        """Keep the rows of ``target`` (N, C) at ``index`` before they are overwritten; returns them."""
+        old = ops.gather_rows(target, index)
+        self._entries.append((entry, target, index, old))
+        return old
 
     def value(self, entry):
         """Keep an entry's whole value before it is replaced (a reference, not a copy)."""

@@ -65,13 +65,11 @@ def _native(input, num_groups, weight, bias, eps):
 
 def _affine(mean, rstd, weight, bias, channels, dtype):
     """Scale and shift (B, C) of the normalisation with statistics (B, groups)."""
-    repeat = channels // mean.shape[1]
-    mean, rstd = mean.float().repeat_interleave(repeat, 1), rstd.float().repeat_interleave(repeat, 1)
-    scale = rstd if weight is None else rstd * weight.float()
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias.float()
-    return scale.to(dtype), shift.to(dtype)
+    batch, groups = mean.shape
+    mean, rstd = mean.float()[..., None], rstd.float()[..., None]
+    scale = rstd.expand(batch, groups, channels // groups) if weight is None else rstd * weight.float().view(groups, -1)
+    shift = -mean * scale if bias is None else bias.float().view(groups, -1) - mean * scale
+    return scale.reshape(batch, channels).to(dtype), shift.reshape(batch, channels).to(dtype)
 
 
 def _full_image(x):
@@ -111,7 +109,7 @@ def _remember_tiles(forward, key, totals, x, num_groups, tile, mean, rstd, eps):
     second = (1 / rstd.double() ** 2 - eps) * size
     centre = mean.double()
     dtype = forward.policy.state_dtype or x.dtype
-    forward.keep_value(key, "norm_sums", (means.to(dtype), squares.to(dtype)))
+    forward.keep_value(key, "norm_sums", torch.cat([means, squares], 1).to(dtype))
     forward.keep_value(totals, "norm_sums", (centre, torch.zeros_like(centre), second))
 
 
@@ -122,7 +120,7 @@ def _moments_of_map(image, num_groups, tile):
     values = torch.stack([F.avg_pool2d(image, tile), F.avg_pool2d(image.square(), tile)])
     values = values.permute(0, 1, 3, 4, 2).reshape(2, -1, num_groups, channels // num_groups).mean(-1)
     size = tile * tile * (channels // num_groups)
-    return values[0].clone(), ((values[1] - values[0].square()).clamp(min=0) * size)
+    return values[0], ((values[1] - values[0].square()).clamp(min=0) * size)
 
 
 def _updated(forward, key, totals, x, num_groups, tile, eps):
@@ -132,23 +130,21 @@ def _updated(forward, key, totals, x, num_groups, tile, eps):
         active = forward.plan.level_set(active.height, active.width)
     rows, tile_index = forward.resite(x, active), active.positions if tile == 1 else active.tile_index
     count = tile * tile * (x.rows.shape[1] // num_groups)
-    new = ops.tile_moments(rows, tile_index.numel(), num_groups)
+    new = torch.cat(ops.tile_moments(rows, tile_index.numel(), num_groups), 1)
     entry = forward.memory.recall(key)
-    old = [ops.gather_rows(sums, tile_index) for sums in entry.value]
+    old = forward.journal.rows(entry, entry.value, tile_index)
+    ops.scatter_rows_(entry.value, tile_index, new)
     centre, first, second = forward.recall(totals)
-    grid = (active.height // tile) * (active.width // tile)
-    sample = None if active.batch == 1 else tile_index // grid
+    sample = None if active.batch == 1 else tile_index // ((active.height // tile) * (active.width // tile))
+    new, old = (sums.double().view(-1, 2, num_groups).unbind(1) for sums in (new, old))
     shift = centre if sample is None else centre[sample]
     new_offset, old_offset = new[0] - shift, old[0] - shift
     first_delta = count * (new_offset - old_offset)
-    second_delta = new[1].double() - old[1].double() + count * (new_offset.square() - old_offset.square())
+    second_delta = new[1] - old[1] + count * (new_offset.square() - old_offset.square())
     if sample is None:
         first, second = first + first_delta.sum(0, keepdim=True), second + second_delta.sum(0, keepdim=True)
     else:
         first, second = first.index_add(0, sample, first_delta), second.index_add(0, sample, second_delta)
-    for sums, values in zip(entry.value, new):
-        forward.journal.rows(entry, sums, tile_index)
-        ops.scatter_rows_(sums, tile_index, values)
     forward.keep_value(totals, "norm_sums", (centre, first, second))
     size = active.height * active.width * (x.rows.shape[1] // num_groups)
     offset = first / size
