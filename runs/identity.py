@@ -20,6 +20,7 @@ _ALWAYS = (
     "sige.runs.models.zoo",
     "sige.runs.methods",
     "sige.runs.metrics",
+    "sige.runs.quiet",
     "sige.analysis.stats",
     "sige.analysis.image_errors",
 )

@@ -106,6 +106,7 @@ METRICS = {
         "warmup": 1,
         "aa_control": True,
         "paper_runs": 2,
+        "noise_limit": 1.0,
     },
     "time_share": {"collect": "sige.runs.metrics.time_share"},
 }

@@ -1,5 +1,7 @@
 """One job measured in this process: what rows a method gets, and what happens to one that fails."""
 
+from types import SimpleNamespace
+
 import pytest
 import runner_fakes as fakes
 
@@ -7,6 +9,7 @@ from sige.runs import measure
 from sige.runs.errors import JobFailure
 from sige.runs.measure import Bench, Runners
 from sige.runs.models.zoo import Zoo
+from sige.runs.quiet import Others
 
 DENSE_MACS = 55296  # 16x16 positions, 3x3 windows: 256 * 9 * (3*4 + 4*3)
 
@@ -227,7 +230,36 @@ def test_the_order_of_methods_rotates(jobs):
     bench.step = lambda method, **kwargs: (order.append(method), step(method, **kwargs))[1]
     from sige.runs.metrics.latency import _rounds
 
-    _rounds(bench, ["dense", "dense_channels_last", "fake"], 3)
+    _rounds(bench, ["dense", "dense_channels_last", "fake"], 3, 1.0)
     assert [order[place] for place in (0, 3, 6)] == ["dense", "dense", "fake"]
     assert sorted(order[:3]) == sorted(order[3:6]) == sorted(order[6:])
     assert order[:3] != order[3:6] != order[6:]
+
+
+@pytest.mark.parametrize(
+    "shares, counted, taken",
+    [
+        pytest.param([0.0] * 9, 4, 4, id="quiet"),
+        pytest.param([0.0, 0.9] + [0.0] * 9, 4, 5, id="one-disturbed"),
+        pytest.param([0.9] * 9, 6, 6, id="all-disturbed"),
+    ],
+)
+def test_a_disturbed_round_is_taken_again(jobs, monkeypatch, shares, counted, taken):
+    from sige.runs.metrics import latency
+
+    told = iter(shares)
+    monkeypatch.setattr(latency, "Others", lambda: SimpleNamespace(share=lambda: next(told)))
+    metric = {**fakes.METRICS, "latency": {**fakes.METRICS["latency"], "rounds": 4, "noise_limit": 0.1}}
+    readings, bench = run(jobs(metric=metric)[0])
+    assert readings["fake", "latency"].n == readings["fake", "speedup"].n == counted
+    assert len(bench.samples["latency_ms"]["fake"]) == len(bench.samples["others_share"]) == taken
+    assert readings["fake", "latency"].reason == ("others took up to 90% of the machine" if min(shares) > 0 else "")
+
+
+def test_a_machine_of_our_own_has_no_others(monkeypatch):
+    """Two readings: the machine was busy for 2 s and this process too, then for 3 s of which 1 s was ours."""
+    others = Others()
+    readings = iter([(2.0, 2.0, 2.0), (4.0, 5.0, 3.0)])
+    others._before, others._cores = (0.0, 0.0, 0.0), 2
+    monkeypatch.setattr(others, "_read", lambda: next(readings))
+    assert (others.share(), others.share()) == (0.0, 0.5)
