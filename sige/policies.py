@@ -108,7 +108,7 @@ POLICIES = {
     "incremental": Policy(
         name="incremental",
         block=(8, 4, 4, 2, 2),
-        dilation=(4, 4, 3, 2, 1),
+        dilation=(4, 3, 2, 2, 1),
         min_resolution=16,
         upsample_min_source=8,
         dense_above=0.7,
