@@ -53,7 +53,7 @@ def _rounds(bench, series, rounds, noise_limit):
     plans = {name: [] for name in series}
     shares = []
     others = Others()
-    while sum(share <= noise_limit for share in shares) < rounds and len(shares) < rounds + rounds // 2:
+    while len(shares) < rounds or _worth_another(shares, rounds, noise_limit):
         shift = len(shares) % len(series)
         order = series[shift:] + series[:shift]
         for name in order if len(shares) % 2 == 0 else reversed(order):
@@ -64,6 +64,12 @@ def _rounds(bench, series, rounds, noise_limit):
         shares.append(others.share())
         bench.tick()
     return samples, plans, shares
+
+
+def _worth_another(shares, rounds, noise_limit):
+    """Whether one more round may help: some were disturbed, most were not, and not half as many were added yet."""
+    quiet = sum(share <= noise_limit for share in shares)
+    return len(shares) / 2 <= quiet < rounds and len(shares) < rounds + rounds // 2
 
 
 def _only(kept, values):

@@ -241,7 +241,7 @@ def test_the_order_of_methods_rotates(jobs):
     [
         pytest.param([0.0] * 9, 4, 4, id="quiet"),
         pytest.param([0.0, 0.9] + [0.0] * 9, 4, 5, id="one-disturbed"),
-        pytest.param([0.9] * 9, 6, 6, id="all-disturbed"),
+        pytest.param([0.9] * 9, 4, 4, id="all-disturbed"),
     ],
 )
 def test_a_disturbed_round_is_taken_again(jobs, monkeypatch, shares, counted, taken):
