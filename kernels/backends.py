@@ -15,6 +15,7 @@ FAMILIES = {
     "gather_rows": "gather",
     "scatter_rows_": "gather",
     "conv_rows": "convolution",
+    "conv_tiles": "convolution",
     "conv_map": "convolution",
     "linear_rows": "convolution",
     "affine_rows": "normalization",

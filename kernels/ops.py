@@ -16,6 +16,7 @@ _library = torch.library.Library("sige", "DEF")
 _library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
 _library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
 _library.define("conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups) -> Tensor")
+_library.define("conv_tiles(Tensor source, Tensor index, int tile, Tensor weight, Tensor? bias, int groups) -> Tensor")
 _library.define(
     "conv_map(Tensor image, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor"
 )
@@ -51,6 +52,11 @@ def _(source, index, weight, bias, groups):
     return weight.new_empty(index.shape[0], weight.shape[0])
 
 
+@torch.library.register_fake("sige::conv_tiles", lib=_library)
+def _(source, index, tile, weight, bias, groups):
+    return weight.new_empty(index.shape[0] * tile * tile, weight.shape[0])
+
+
 @torch.library.register_fake("sige::conv_map", lib=_library)
 def _(image, weight, bias, stride, padding, dilation, groups):
     height, width = (
@@ -82,6 +88,11 @@ def _conv_rows_flops(source, index, weight, bias, groups, *, out_shape=None, **_
     return 2 * index[0] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
+@register_flop_formula(torch.ops.sige.conv_tiles)
+def _conv_tiles_flops(source, index, tile, weight, bias, groups, *, out_shape=None, **_):
+    return 2 * index[0] * tile * tile * weight[0] * weight[1] * weight[2] * weight[3]
+
+
 @register_flop_formula(torch.ops.sige.conv_map)
 def _conv_map_flops(image, weight, bias, stride, padding, dilation, groups, *, out_shape=None, **_):
     return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
@@ -111,6 +122,15 @@ def conv_rows(source, index, weight, bias, groups=1):
     dtype than the weight's. Returns (n, O) in the weight's dtype.
     """
     return torch.ops.sige.conv_rows(source, index, weight, bias, groups)
+
+
+def conv_tiles(source, index, tile, weight, bias, groups=1):
+    """Convolution of stride and dilation 1 at whole tiles: what ``conv_rows`` computes, with fewer reads.
+
+    ``index`` (T, (tile+kh-1)*(tile+kw-1)) int64 names the source rows of each tile's input window in row-major order, -1 outside
+    the map. Returns (T*tile*tile, O), tile after tile.
+    """
+    return torch.ops.sige.conv_tiles(source, index, tile, weight, bias, groups)
 
 
 def conv_map(image, weight, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 
 _KINDS = {
-    "conv": ("convolution", "_convolution", "conv_rows", "conv_map", "mkldnn_convolution", "_convolution_pointwise"),
+    "conv": ("convolution", "_convolution", "conv_rows", "conv_tiles", "conv_map", "mkldnn_convolution", "_convolution_pointwise"),
     "linear": ("mm", "addmm", "linear", "linear_rows", "_linear_pointwise"),
     "attention": ("bmm", "baddbmm", "scaled_dot_product"),
 }

@@ -250,21 +250,20 @@ class Session:
         if self._busy:
             raise RecordingError("session.record() and session.edit() cannot be nested: end the one before the other begins")
         model, self._busy = self.model, True
-        own = model.__dict__.get("forward")
         original = model.forward
         self._path[:] = [""]
-        handles = _follow_paths(model, self._path)
-        model.forward = lambda *args, **kwargs: handler(original, args, kwargs)
+        undo = _follow_paths(model, self._path)
+        undo.append((model, model.__dict__.get("forward")))
+        model.__dict__["forward"] = lambda *args, **kwargs: handler(original, args, kwargs)
         try:
             yield
         finally:
             self._busy = False
-            for handle in handles:
-                handle.remove()
-            if own is None:
-                del model.__dict__["forward"]
-            else:
-                model.forward = own
+            for module, own in undo:
+                if own is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = own
 
 
 # Modules whose whole work is one pointwise operator: nothing is remembered under their path.
@@ -272,13 +271,27 @@ _POINTWISE = (nn.SiLU, nn.ReLU, nn.GELU, nn.Dropout, nn.Identity, nn.Sigmoid, nn
 
 
 def _follow_paths(model, path):
-    """Hooks that keep ``path[-1]`` the path of the module that runs; returns their handles."""
-    handles = []
+    """Wrap the submodules' forwards so that ``path[-1]`` is the path of the module that runs.
+
+    Returns (module, forward it had of its own or None), to put back. Hooks would do the same at ten times the cost a call.
+    """
+    undo = []
     for name, module in model.named_modules():
         if module is not model and not isinstance(module, _POINTWISE):
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: path.pop() and None, always_call=True))
-    return handles
+            undo.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = _tracked(module.forward, name, path)
+    return undo
+
+
+def _tracked(forward, name, path):
+    def tracked(*args, **kwargs):
+        path.append(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            path.pop()
+
+    return tracked
 
 
 def _plain(forward, leaf, recorded):

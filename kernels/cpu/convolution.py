@@ -19,6 +19,7 @@ _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _logger = logging.getLogger(__name__)
 _packed = WeakTensorKeyDictionary()
 _packed_maps = WeakTensorKeyDictionary()
+_tap_matrices = WeakTensorKeyDictionary()
 _outside = WeakTensorKeyDictionary()
 
 
@@ -104,10 +105,27 @@ def conv_rows(source, index, weight, bias, groups):
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def conv_tiles(source, index, tile, weight, bias, groups):
+    count, channels = index.shape[0], source.shape[1]
+    if count == 0:
+        return weight.new_empty(0, weight.shape[0])
+    safe, outside = _clamped(index)
+    rows = torch.index_select(source, 0, safe.reshape(-1))
+    if outside is not None:
+        rows.index_fill_(0, outside, 0)
+    rows = rows if rows.dtype == weight.dtype else rows.to(weight.dtype)
+    high, wide = (tile + side - 1 for side in weight.shape[2:])
+    out = F.conv2d(rows.view(count, high, wide, channels).permute(0, 3, 1, 2), weight, bias, groups=groups)
+    return out.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+
+
 def conv_map(image, weight, bias, stride, padding, dilation, groups):
     image = image.contiguous(memory_format=torch.channels_last)
     if not prepacking() or weight.dtype not in _PACKED_DTYPES:
         return F.conv2d(image, weight, bias, stride, padding, dilation, groups)
+    same = all(2 * pad == side - 1 for pad, side in zip(padding, weight.shape[2:]))
+    if same and weight.shape[0] < 16 <= weight[:, 0].numel() and tuple(stride) == tuple(dilation) == (1, 1) and groups == 1:
+        return _narrow_map(image, weight, bias)
     # oneDNN's blocking depends on the shape: one packed copy, for the shape last seen. Dense levels see one shape only.
     signature = (_state(weight), tuple(image.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     found = _packed_maps.get(weight)
@@ -118,6 +136,33 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
         _packed_maps[weight] = found
     out = torch.ops.mkldnn._convolution_pointwise(image, found[1], bias, padding, stride, dilation, groups, "none", [], "")
     return out.contiguous(memory_format=torch.channels_last)
+
+
+def _narrow_map(image, weight, bias):
+    """A convolution to a few channels, such as a U-Net's last: one product for all taps, then the taps' results shifted and
+    added. Twice as fast as oneDNN's convolution, which pads the outputs to whole vectors."""
+    batch, channels, height, width = image.shape
+    out_channels, _, high, wide = weight.shape
+    rows = image.permute(0, 2, 3, 1).reshape(-1, channels)
+    taps = _product(rows, _tap_matrix(weight), None).view(batch, height, width, high, wide, out_channels)
+    shape = (batch, height + high - 1, width + wide - 1, out_channels)
+    total = taps.new_zeros(shape) if bias is None else bias.expand(shape).clone()
+    for y in range(high):
+        for x in range(wide):
+            total[:, high - 1 - y : high - 1 - y + height, wide - 1 - x : wide - 1 - x + width] += taps[:, :, :, y, x]
+    top, left = (high - 1) // 2, (wide - 1) // 2
+    inner = total[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    return inner.contiguous(memory_format=torch.channels_last)
+
+
+def _tap_matrix(weight):
+    """Weight (O, C, kh, kw) as (kh*kw*O, C): one output row for each tap and channel. Remade when the weight changes."""
+    found = _tap_matrices.get(weight)
+    if found is None or found[0] != _state(weight):
+        matrix = weight.detach().permute(2, 3, 0, 1).reshape(-1, weight.shape[1]).contiguous()
+        found = (_state(weight), matrix, weight.untyped_storage())
+        _tap_matrices[weight] = found
+    return found[1]
 
 
 def linear_rows(rows, weight, bias):

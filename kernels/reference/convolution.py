@@ -19,6 +19,13 @@ def conv_rows(source, index, weight, bias, groups):
     return result.to(weight.dtype)
 
 
+def conv_tiles(source, index, tile, weight, bias, groups):
+    high, wide = weight.shape[2:]
+    windows = index.view(len(index), tile + high - 1, tile + wide - 1)
+    taps = [windows[:, y : y + tile, x : x + tile].reshape(-1) for y in range(high) for x in range(wide)]
+    return conv_rows(source, torch.stack(taps, 1), weight, bias, groups)
+
+
 def conv_map(image, weight, bias, stride, padding, dilation, groups):
     wide = torch.promote_types(image.dtype, torch.float32)
     bias = None if bias is None else bias.to(wide)

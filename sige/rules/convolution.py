@@ -103,7 +103,10 @@ def _spatial(forward, key, input, weight, bias, groups, window, chosen):
     else:
         source, batch, view = forward.rows_of(input, _IMAGE), input.shape[0], None
     if not chosen.full:
-        return ops.conv_rows(source, forward.plan.window_rows(chosen, window), weight, bias, groups)[: chosen.count]
+        index, tile = forward.plan.reads(chosen, window)
+        if tile:
+            return ops.conv_tiles(source, index, tile, weight, bias, groups)
+        return ops.conv_rows(source, index, weight, bias, groups)[: chosen.count]
     height, width = (view.height, view.width) if view is not None else window.size
     image = source.to(weight.dtype).view(batch, height, width, -1).permute(0, 3, 1, 2)
     out = _full(image, weight, bias, groups, window, F.conv2d if forward.recording else ops.conv_map)
