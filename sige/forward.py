@@ -1,5 +1,8 @@
 """One forward pass that is being recorded or replayed sparsely: the state that the rules share."""
 
+import functools
+import inspect
+
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -140,6 +143,16 @@ class Forward:
         return full_rows(plain, axes)
 
 
+@functools.lru_cache(maxsize=None)
+def _accepts(rule, positional, names):
+    """Whether a rule can be called so; an operator called by other names than its rule knows runs as one without a rule."""
+    try:
+        inspect.signature(rule).bind(None, None, *[None] * positional, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
+
+
 class Following(TorchFunctionMode):
     """Sends each torch function that the model calls to its incremental rule."""
 
@@ -149,6 +162,6 @@ class Following(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         rule = self._rules.get(func)
-        if rule is not None:
+        if rule is not None and (not kwargs or _accepts(rule, len(args), tuple(kwargs))):
             return rule(self._forward, func, *args, **kwargs) if kwargs else rule(self._forward, func, *args)
         return self._otherwise(self._forward, func, args, kwargs or {})

@@ -15,11 +15,9 @@ _HEADS = ("b", "f", "p", "f")
 def attention(forward, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     tensors = (query, key, value)
-    if not any(isinstance(x, ActiveTensor) for x in tensors):
-        _count(forward, query.shape[:-2].numel() * query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
-        return func(query, key, value, attn_mask, **options)
     layouts = all(not isinstance(x, ActiveTensor) or x.axes == _HEADS for x in tensors)
     if not layouts or not isinstance(query, ActiveTensor) or attn_mask is not None or is_causal or dropout_p or enable_gqa:
+        _count(forward, query.shape[:-1].numel(), key.shape[-2], query.shape[-1], value.shape[-1])
         return otherwise(forward, func, (query, key, value, attn_mask), options)
     query, key, value = cast(query, key, value)
     return query.with_rows(_rows(forward, query, key, value, scale))
@@ -37,7 +35,7 @@ def _rows(forward, query, key, value, scale):
     outputs = []
     for sample, (start, stop) in enumerate(query.active.segments):
         queries = query.rows[start:stop].transpose(0, 1)[None]
-        keys, values = (_of_sample(x, sample, start, stop) for x in (key, value))
+        keys, values = (_of_sample(x, sample) for x in (key, value))
         _count(forward, (stop - start) * heads, keys.shape[-2], width, values.shape[-1])
         if stop > start:
             out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
@@ -51,7 +49,8 @@ def _whole(forward, key, x):
     return full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
 
 
-def _of_sample(x, sample, start, stop):
+def _of_sample(x, sample):
     if isinstance(x, ActiveTensor):  # kv="active": the sample's own active positions alone
+        start, stop = x.active.segments[sample]
         return x.rows[start:stop].transpose(0, 1)[None]
     return x[sample : sample + 1]

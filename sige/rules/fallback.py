@@ -32,6 +32,11 @@ def name_of(func):
     return name
 
 
+def _writes(name):
+    """Whether a function of this name writes into its first argument."""
+    return name == "__setitem__" or name.endswith("_") and not name.startswith("__")
+
+
 def _any_active(values):
     for value in values:
         if isinstance(value, ActiveTensor) or (isinstance(value, (tuple, list)) and _any_active(value)):
@@ -48,7 +53,7 @@ def otherwise(forward, func, args, kwargs):
     flat, tree = tree_flatten((args, kwargs))
     active = [leaf for leaf in flat if isinstance(leaf, ActiveTensor)]
     name = name_of(func)
-    if name.split(".")[-1].endswith("_") and not name.split(".")[-1].startswith("__") and active[0] is flat[0]:
+    if active[0] is flat[0] and (_writes(name.split(".")[-1]) or kwargs.get("inplace")):
         raise ModelError(
             f"{forward.path[-1] or 'the root module'} calls {name}, which writes into a map of which only the edited rows are "
             "present; use the out-of-place operator in the model"

@@ -18,6 +18,7 @@ def linear(forward, func, input, weight, bias=None):
             return func(input, weight, bias)
         return ops.linear_rows(input.reshape(-1, weight.shape[1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
     if isinstance(weight, ActiveTensor) or input.axes[-1] != "f" or input.axes.count("f") != 1 or not input.settled:
+        forward.count("linear", input.shape.numel() // weight.shape[-1] * weight.shape.numel())
         return otherwise(forward, func, (input, weight, bias), {})
     input, weight, bias = cast(input, weight, bias)
     forward.count("linear", input.active.count * weight.numel())

@@ -9,6 +9,16 @@ from sige.rules.registry import rule
 
 T = torch.Tensor
 
+# Functions whose value at 0 is not 0: outstanding zero padding must be carried out before them.
+_MOVES_ZERO = {
+    F.hardsigmoid, F.softplus, F.logsigmoid, F.sigmoid, F.hardtanh, torch.sigmoid, torch.exp, torch.rsqrt, torch.clamp, torch.pow,
+    T.sigmoid, T.exp, T.rsqrt, T.clamp,
+}  # fmt: skip
+# Where the argument ``inplace`` stands when it is not given by name, the map not counted.
+_INPLACE = {
+    F.silu: 0, F.relu: 0, F.relu6: 0, F.mish: 0, F.hardswish: 0, F.hardsigmoid: 0, F.leaky_relu: 1, F.elu: 1, F.hardtanh: 2,
+}  # fmt: skip
+
 
 @rule(
     F.silu, F.relu, F.gelu, F.leaky_relu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.relu6, F.mish, F.softplus, F.logsigmoid,
@@ -17,9 +27,13 @@ T = torch.Tensor
     T.clamp, T.square, T.float, T.half, T.bfloat16, T.to, T.type,
 )  # fmt: skip
 def unary(forward, func, x, *args, **kwargs):
-    if not isinstance(x, ActiveTensor) or any(isinstance(leaf, torch.Tensor) for leaf in args):
+    if not isinstance(x, ActiveTensor) or any(isinstance(leaf, T) and leaf.dim() for leaf in (*args, *kwargs.values())):
         return otherwise(forward, func, (x, *args), kwargs)
-    if kwargs.pop("inplace", False):
+    if any(x.pad) and func in _MOVES_ZERO:
+        return otherwise(forward, func, (x, *args), kwargs)
+    place = _INPLACE.get(func, len(args))
+    in_place, args = any(args[place:]), args[:place]
+    if kwargs.pop("inplace", False) or in_place:
         x.rows, x.source = func(x.rows, *args, **kwargs), None
         return x
     kwargs.pop("memory_format", None)
@@ -44,8 +58,8 @@ def dropout(forward, func, x, p=0.5, training=True, inplace=False):
 
 def _aligned(other, like):
     """A plain tensor, broadcast against ``like``, as something that broadcasts against its rows."""
-    if other.dim() == 0 or other.numel() == 1:
-        return other
+    if other.numel() == 1:
+        return other.reshape(1) if other.dim() else other
     shape = (1,) * (like.dim() - other.dim()) + tuple(other.shape)
     other = other.reshape(shape)
     axes, active = like.axes, like.active
@@ -59,6 +73,20 @@ def _aligned(other, like):
         )[active.positions // (active.height * active.width)]
     expanded = [like.shape[i] if axes[i] in "bhwp" else shape[i] for i in range(like.dim())]
     return rows_at(other.expand(expanded), axes, active)
+
+
+_PRODUCTS = {torch.mul, T.mul, T.__mul__, T.__rmul__}
+_QUOTIENTS = {torch.div, torch.true_divide, T.div, T.__truediv__, T.true_divide}
+
+
+def _keeps_padding(func, first, second):
+    """Whether outstanding zero padding is zero after ``func`` too."""
+    padded = [x for x in (first, second) if isinstance(x, ActiveTensor) and any(x.pad)]
+    if not padded or func in _PRODUCTS:
+        return True
+    if isinstance(first, ActiveTensor) and isinstance(second, ActiveTensor):
+        return func not in _QUOTIENTS and func not in (T.__rtruediv__,)
+    return func in _QUOTIENTS and isinstance(first, ActiveTensor)
 
 
 def _binary_rows(forward, first, second):
@@ -93,7 +121,7 @@ def _binary_rows(forward, first, second):
 )  # fmt: skip
 def binary(forward, func, first, second, **kwargs):
     found = None
-    if isinstance(first, ActiveTensor) or isinstance(second, ActiveTensor):
+    if (isinstance(first, ActiveTensor) or isinstance(second, ActiveTensor)) and _keeps_padding(func, first, second):
         found = _binary_rows(forward, first, second)
     if found is None:
         return otherwise(forward, func, (first, second), kwargs)
@@ -111,13 +139,11 @@ _OUT_OF_PLACE = {
 def binary_in_place(forward, func, first, second, **kwargs):
     """In place on active rows: the tensor gets new rows; remembered maps that share the old ones stay as they are."""
     if not isinstance(first, ActiveTensor):
-        if isinstance(second, ActiveTensor):
-            return binary(forward, _OUT_OF_PLACE[func], first, second, **kwargs)
-        return func(first, second, **kwargs)
-    result = binary(forward, _OUT_OF_PLACE[func], first, second, **kwargs)
-    if not isinstance(result, ActiveTensor) or result.active is not first.active or result.dtype != first.dtype:
         return otherwise(forward, func, (first, second), kwargs)
-    first.rows, first.source = result.rows, None
+    result = binary(forward, _OUT_OF_PLACE[func], first, second, **kwargs)
+    if not isinstance(result, ActiveTensor) or result.shape != first.shape or result.dtype != first.dtype:
+        return otherwise(forward, func, (first, second), kwargs)
+    first.rows, first.active, first.source = result.rows, result.active, None
     return first
 
 

@@ -78,8 +78,8 @@ def _permuted(x, order):
 
 @rule(torch.transpose, T.transpose, torch.swapaxes, T.swapaxes)
 def transpose(forward, func, x, first, second):
-    if not isinstance(x, ActiveTensor):
-        return func(x, first, second)
+    if not isinstance(x, ActiveTensor) or not x.settled:
+        return otherwise(forward, func, (x, first, second), {})
     order = list(range(x.dim()))
     order[first], order[second] = order[second], order[first]
     return _permuted(x, order)
@@ -87,8 +87,8 @@ def transpose(forward, func, x, first, second):
 
 @rule(torch.permute, T.permute)
 def permute(forward, func, x, *dims):
-    if not isinstance(x, ActiveTensor):
-        return func(x, *dims)
+    if not isinstance(x, ActiveTensor) or not x.settled:
+        return otherwise(forward, func, (x, *dims), {})
     order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
     return _permuted(x, [dim % x.dim() for dim in order])
 
