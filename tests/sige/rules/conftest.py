@@ -1,0 +1,79 @@
+"""Small modules behind a session, under a full mask, a small one and none of consequence."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import sige
+
+SIDE = 32
+_LEVEL = sige.Policy(name="level", geometry="level", block=4, dilation=1, min_resolution=4)
+_WINDOW = sige.Policy(
+    name="window", geometry="window", pyramid="bilinear", block=4, dilation=1, min_resolution=4, overhang=True
+)
+POLICIES = {"level": _LEVEL, "window": _WINDOW}
+
+
+class Trial:
+    """One edit of a module: ``before``, ``after`` and ``dense`` outputs, and the effect."""
+
+    def __init__(self, module, policy, mask, edited=None, batch=1, geometry_seed=0):
+        generator = torch.Generator().manual_seed(geometry_seed)
+        self.original = torch.randn(batch, 8, SIDE, SIDE, generator=generator)
+        other = torch.randn(batch, 8, SIDE, SIDE, generator=generator)
+        spread = mask if mask.dim() == 2 else mask[:, None]
+        self.edited = torch.where(spread, other, self.original) if edited is None else self.original
+        self.session = sige.Session(module, policy)
+        with self.session.record():
+            self.before = module(self.original)
+        with self.session.edit(mask) as self.effect:
+            self.after = module(self.edited)
+        with torch.no_grad():
+            self.dense = module(self.edited)
+
+    def error(self):
+        """Relative L2 distance from the dense model."""
+        return ((self.after - self.dense).norm() / self.dense.norm()).item()
+
+    def same_outside(self):
+        """Whether everything outside ``effect.active`` is the recording bit for bit, and something was outside."""
+        outside = ~self.effect.active[:, None].expand_as(self.before)
+        return bool(outside.any()) and torch.equal(self.after[outside], self.before[outside])
+
+
+def build(make):
+    torch.manual_seed(0)
+    return make().eval()
+
+
+def small_mask():
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[9:14, 10:17] = True
+    return mask
+
+
+@pytest.fixture
+def policy():
+    """``policy(geometry, **changes)``: tiles of 4, every level down to 4x4 sparse, statistics exact."""
+    return lambda geometry="level", **changes: dataclasses.replace(POLICIES[geometry], **changes)
+
+
+@pytest.fixture
+def trial(policy):
+    """``trial(make, geometry, mask, ...)``: record and edit the module that ``make`` builds.
+
+    mask: ``full``, ``small`` (5x7 of 32x32), ``wide`` (small, active sets grown past every receptive field), ``same``
+    (small, nothing changed) or a tensor.
+    """
+
+    def run(make, geometry="level", mask="full", batch=1, **changes):
+        if mask == "wide":
+            changes["dilation"] = (7, 5)
+        chosen = policy(geometry, **changes)
+        area = torch.ones(SIDE, SIDE, dtype=torch.bool) if isinstance(mask, str) and mask == "full" else small_mask()
+        area = mask if isinstance(mask, torch.Tensor) else area
+        unchanged = True if isinstance(mask, str) and mask == "same" else None
+        return Trial(build(make), chosen, area, unchanged, batch)
+
+    return run

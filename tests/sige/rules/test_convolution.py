@@ -1,0 +1,129 @@
+"""Convolutions of every geometry, plain and behind padding and up-sampling."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sige
+
+
+class Net(nn.Module):
+    """A 3x3 convolution, then ``body(self, x)`` with the modules given."""
+
+    def __init__(self, body, **modules):
+        super().__init__()
+        self.first, self.body = nn.Conv2d(8, 8, 3, padding=1), body
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.body(self, self.first(x))
+
+
+def conv(*args, **kwargs):
+    return lambda: Net(lambda net, x: net.second(x), second=nn.Conv2d(*args, **kwargs))
+
+
+def padded_down(net, x):
+    return net.second(F.pad(x, (0, 1, 0, 1)))
+
+
+def down_up(net, x):
+    return net.third(F.interpolate(F.silu(net.second(x)), scale_factor=2.0)) + x
+
+
+CASES = [
+    pytest.param(conv(8, 16, 3, padding=1), id="3x3"),
+    pytest.param(conv(8, 16, 3, padding=1, bias=False), id="3x3 without bias"),
+    pytest.param(conv(8, 16, 1), id="1x1"),
+    pytest.param(conv(8, 16, 1, groups=4), id="1x1 groups"),
+    pytest.param(conv(8, 8, 3, padding=1, groups=8), id="depthwise"),
+    pytest.param(conv(8, 16, 3, padding=1, groups=2), id="groups"),
+    pytest.param(conv(8, 16, 3, stride=2, padding=1), id="stride 2"),
+    pytest.param(conv(8, 16, 1, stride=2), id="1x1 stride 2"),
+    pytest.param(conv(8, 16, 4, stride=2, padding=1), id="4x4 stride 2"),
+    pytest.param(conv(8, 16, 3, dilation=2, padding=2), id="dilation"),
+    pytest.param(conv(8, 16, 5, padding=2), id="5x5"),
+    pytest.param(conv(8, 16, (1, 5), padding=(0, 2)), id="1x5"),
+    pytest.param(conv(8, 16, 3, padding="same"), id="same"),
+    pytest.param(conv(8, 16, 4, padding="same"), id="same, even kernel"),
+    pytest.param(conv(8, 16, 3, padding="valid", stride=2), id="valid, stride 2"),
+    pytest.param(lambda: Net(padded_down, second=nn.Conv2d(8, 16, 3, stride=2)), id="asymmetric padding, stride 2"),
+    pytest.param(
+        lambda: Net(lambda net, x: net.second(F.pad(x, (2, 1, 0, 2))), second=nn.Conv2d(8, 16, (3, 4))),
+        id="asymmetric padding, every side",
+    ),
+    pytest.param(
+        lambda: Net(down_up, second=nn.Conv2d(8, 8, 3, stride=2, padding=1), third=nn.Conv2d(8, 8, 3, padding=1)),
+        id="behind nearest up-sampling",
+    ),
+]
+GEOMETRIES = pytest.mark.parametrize("geometry", ["level", "window"])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("make", CASES)
+def test_full_mask_equals_the_dense_model(trial, make, geometry):
+    done = trial(make, geometry)
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("make", CASES)
+def test_small_mask_leaves_the_rest_alone(trial, make, geometry):
+    assert trial(make, geometry, "small").same_outside()
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("make", CASES)
+def test_unchanged_input_returns_the_recording(trial, make, geometry):
+    done = trial(make, geometry, "same")
+    assert (done.after - done.before).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_active_sets_wider_than_the_reach_equal_the_dense_model(trial, make):
+    done = trial(make, mask="wide")
+    assert (done.error() < 1e-4, bool(done.effect.active.all())) == (True, False)
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_batch_with_different_masks_equals_the_dense_model(trial, make):
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 2:5, 27:31] = masks[1, 12:15, 4:9] = True
+    assert trial(make, mask=masks, batch=2, dilation=7).error() < 1e-4
+
+
+@pytest.mark.parametrize("name, sparse", [("second", False), ("other", True)])
+def test_module_named_dense_runs_dense(trial, name, sparse):
+    done = trial(conv(8, 16, 3, padding=1), mask="small", dense_modules=(name,))
+    assert bool(done.effect.active.all()) is not sparse
+
+
+def test_level_below_the_minimum_runs_dense(trial):
+    make = conv(8, 16, 3, padding=1)
+    assert trial(make, mask="small", min_resolution=33).effect.active.all()
+
+
+def test_up_sampling_from_below_the_minimum_source_runs_dense(trial):
+    make = CASES[-1].values[0]
+    done = [trial(make, mask="small", upsample_min_source=least) for least in (16, 17)]
+    assert done[0].effect.macs < done[1].effect.macs
+
+
+def test_remembered_maps_may_be_narrower_than_the_weights(trial):
+    done = trial(conv(8, 16, 3, padding=1), mask="wide", state_dtype=torch.bfloat16)
+    assert (done.after.dtype, 0 < done.error() < 1e-2) == (torch.float32, True)
+
+
+def test_macs_are_those_of_the_active_positions(trial):
+    done = trial(conv(8, 16, 3, padding=1), mask="small", dilation=0)
+    active = int(done.effect.active.sum())
+    assert done.effect.macs == active * 9 * 8 * (8 + 16)
+
+
+def test_unequal_strides_need_level_geometry(trial):
+    make = conv(8, 16, 3, stride=(2, 1), padding=1)
+    with pytest.raises(sige.SigeError, match="use geometry='level'"):
+        trial(make, "window")
