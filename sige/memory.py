@@ -65,10 +65,12 @@ class StepMemory:
     def __init__(self):
         self.entries = {}
         self.trace = []
-        self.inputs = None
-        self.output = None
+        self.inputs = None  # by name, tensors cloned
+        self.output = None  # leaves of the output, and how they were nested
+        self.tree = None
         self.dense_macs = {}
-        self.requests = {}
+        self.requests = {}  # what the recording asked of its plan
+        self.autocast = None
 
     def remember(self, key, kind, value, dtype=None):
         """Keep ``value`` under ``key``; floating-point tensors in ``dtype`` where one is given."""

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sige import guards
 from sige.active_tensor import ActiveTensor, full_view
@@ -17,7 +17,7 @@ from sige.memory import Journal, StepMemory
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
 
-_PLANS_KEPT = 8
+_PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
 
 
 class Session:
@@ -150,11 +150,10 @@ class Session:
         forward = Forward(self.policy, memory, plan, self._path)
         _, output, tree = self._run(forward, call, args, kwargs)
         memory.check_untouched()
-        memory.inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        memory.inputs = _copied(inputs)
         memory.autocast = guards.autocast_state(device.type)
-        memory.output = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in output]
+        memory.output = _copied(output)
         memory.tree, memory.requests, memory.dense_macs = tree, plan.requests, forward.macs
-        memory.record_fallbacks = forward.fallbacks
         return memory, tree_unflatten(output, tree)
 
     def _edit_step(self, effect, mask, plan, changed, call, args, kwargs):
@@ -170,7 +169,7 @@ class Session:
         if plan is None:
             effect.add(nothing, memory.dense_macs, torch.zeros_like(mask), [])
             self._edited.append((memory, memory.inputs, memory.output, None))
-            return tree_unflatten([leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in memory.output], memory.tree)
+            return tree_unflatten(_copied(memory.output), memory.tree)
         if plan.level_set(*plan.size).full and not changed:
             return self._dense_step(effect, memory, mask, call, args, kwargs)
         journal = self._journals.setdefault(number, Journal())
@@ -183,16 +182,15 @@ class Session:
         finally:
             memory.stamp()
         effect.add(forward.macs, memory.dense_macs, self._active_map(leaves, mask), forward.fallbacks)
-        kept = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-        self._edited.append((memory, kept, output, None))
-        return tree_unflatten([leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in output], tree)
+        self._edited.append((memory, _copied(inputs), _copied(output), None))
+        return tree_unflatten(output, tree)
 
     def _dense_step(self, effect, memory, mask, call, args, kwargs):
         """The policy runs every level dense at this coverage: the plain model, nothing remembered until ``commit`` asks."""
         with torch.inference_mode(False), torch.no_grad():
             output = call(*args, **kwargs)
         effect.add(memory.dense_macs, memory.dense_macs, torch.ones_like(mask), [])
-        self._edited.append((memory, None, None, (call, args, kwargs)))
+        self._edited.append((memory, None, None, (call, *_copied((args, kwargs)))))
         return output
 
     def _run(self, forward, call, args, kwargs, recorded=None):
@@ -259,11 +257,16 @@ class Session:
             yield
         finally:
             self._busy = False
-            for module, own in undo:
+            for module, own in reversed(undo):
                 if own is None:
                     del module.__dict__["forward"]
                 else:
                     module.__dict__["forward"] = own
+
+
+def _copied(tree):
+    """A nest of values with every tensor in it cloned."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 # Modules whose whole work is one pointwise operator: nothing is remembered under their path.
