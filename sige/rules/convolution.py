@@ -41,7 +41,9 @@ def _window(x, scale, extra, weight, stride, padding, dilation):
 def conv2d(forward, func, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     active = isinstance(input, ActiveTensor)
     if input.dim() != 4 or isinstance(weight, ActiveTensor) or (active and input.axes != _IMAGE):
-        return otherwise(forward, func, (input, weight, bias, stride, padding, dilation, groups), {})
+        result = otherwise(forward, func, (input, weight, bias, stride, padding, dilation, groups), {})
+        forward.count("conv", result.shape.numel() // weight.shape[0] * weight.shape.numel())
+        return result
     input, weight, bias = cast(input, weight, bias)
     scale = input.scale if active else getattr(input, "_sige_scale", 1)
     window = _window(input, input.scale if active else 1, input.pad if active else (0,) * 4, weight, stride, padding, dilation)
