@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sige.macs import MacCounter
+
 
 class Net(nn.Module):
     """A 3x3 convolution, ``body(net, x)``, and a 3x3 convolution again."""
@@ -140,3 +142,12 @@ def test_active_sets_wider_than_the_reach_equal_the_dense_model(trial, make):
 def test_view_that_does_not_fit_fails_as_torch_does(trial):
     with pytest.raises(RuntimeError, match="invalid for input of size"):
         trial(net(lambda n, x: x.view(len(x), 7, -1)))
+
+
+def test_convolution_that_falls_back_is_counted(trial):
+    def make():
+        return Net(lambda n, x: n.side(x.transpose(2, 3)).transpose(2, 3))
+
+    with MacCounter() as counter:
+        done = trial(make, mask="small")
+    assert counter.count.total == done.effect.macs + 2 * done.effect.dense_macs

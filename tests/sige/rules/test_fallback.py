@@ -1,0 +1,139 @@
+"""Operators without a rule: dense, right, named; those that write in place are refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sige.errors import ModelError
+from sige.rules import RULES
+from sige.rules.fallback import name_of
+
+
+class Net(nn.Module):
+    """A 3x3 convolution, then ``operator`` in a module named ``middle``, then twice the result."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(8, 8, 3, padding=1), nn.Module()
+        self.middle.forward = operator
+
+    def forward(self, x):
+        return self.middle(self.first(x)) * 2
+
+
+def net(operator):
+    return lambda: Net(operator)
+
+
+OPERATORS = [
+    pytest.param(lambda x: torch.fft.fft2(x).real, "fft_fft2", id="fft2"),
+    pytest.param(lambda x: torch.roll(x, 5, 3), "roll", id="roll"),
+    pytest.param(lambda x: F.avg_pool2d(x, 3, 1, 1), "avg_pool2d", id="avg_pool2d"),
+    pytest.param(lambda x: torch.cumsum(x, 2), "cumsum", id="cumsum"),
+    pytest.param(lambda x: x.softmax(1), "softmax", id="softmax"),
+    pytest.param(lambda x: torch.where(x > 0, x, -x), "where", id="where"),
+    pytest.param(lambda x: x - x.mean((2, 3), keepdim=True), "mean", id="mean"),
+    pytest.param(lambda x: torch.stack([x, x]).sum(0), "stack", id="list of maps"),
+    pytest.param(lambda x: x.flip(2), "flip", id="flip"),
+]
+
+
+@pytest.mark.parametrize("operator, name", OPERATORS)
+def test_full_mask_equals_the_dense_model(trial, operator, name):
+    assert trial(net(operator), batch=2).error() < 1e-4
+
+
+@pytest.mark.parametrize("operator, name", OPERATORS)
+def test_it_is_named_with_its_module(trial, operator, name):
+    found = trial(net(operator), mask="small").effect.fallbacks
+    assert any(name in entry and entry.endswith(" at middle") for entry in found)
+
+
+@pytest.mark.parametrize("geometry", ["level", "window"])
+@pytest.mark.parametrize("operator, name", OPERATORS)
+def test_small_mask_sees_the_remembered_rows(trial, operator, name, geometry):
+    """The operator sees the map with fresh rows inside the active set and remembered ones outside."""
+    done = trial(net(operator), geometry, "small")
+    model = done.session.model
+    inside = done.session._plans[next(iter(done.session._plans))].level_set(32, 32).mask()[:, None]
+    with torch.no_grad():
+        seen = torch.where(inside, model.first(done.edited), model.first(done.original))
+        expected = model.middle(seen) * 2
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert (done.after - expected)[active].abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("operator, name", OPERATORS)
+def test_unchanged_input_returns_the_recording(trial, operator, name):
+    done = trial(net(operator), mask="same")
+    assert (done.after - done.before).abs().max() <= 1e-5 * done.before.abs().max()
+
+
+@pytest.mark.parametrize("operator, name", OPERATORS)
+def test_undo_restores_what_it_remembers(trial, operator, name):
+    done = trial(net(operator), mask="small")
+    done.session.undo()
+    with done.session.edit(torch.ones(32, 32, dtype=torch.bool)):
+        again = done.session.model(done.original)
+    assert (again - done.before).abs().max() <= 1e-5 * done.before.abs().max()
+
+
+def assign(x):
+    x[:, 0] = 0
+    return x
+
+
+def zero(x):
+    x.zero_()
+    return x
+
+
+def fill_by_mask(x):
+    return x.masked_fill_(torch.zeros(32, 32, dtype=torch.bool), 1.0)
+
+
+def celu(x):
+    return F.celu(x, inplace=True)
+
+
+@pytest.mark.parametrize(
+    "operator, name",
+    [
+        pytest.param(assign, "__setitem__", id="item assignment"),
+        pytest.param(zero, "zero_", id="zero_"),
+        pytest.param(fill_by_mask, "masked_fill_", id="masked_fill_"),
+        pytest.param(celu, "celu", id="inplace=True"),
+    ],
+)
+def test_in_place_operator_without_a_rule_is_refused(trial, operator, name):
+    message = f"^middle calls .*{name}, which writes into a map .*; use the out-of-place operator in the model$"
+    with pytest.raises(ModelError, match=message):
+        trial(net(operator))
+
+
+def test_metadata_is_no_fall_back(trial):
+    def look(x):
+        assert (x.shape, x.size(1), x.dim(), x.dtype, x.device.type, x.is_floating_point()) == (
+            (1, 8, 32, 32), 8, 4, torch.float32, "cpu", True,
+        )  # fmt: skip
+        return x
+
+    assert trial(net(look)).effect.fallbacks == []
+
+
+def test_plain_operators_are_none_of_its_business(trial):
+    assert trial(net(lambda x: x + torch.roll(torch.ones(32), 3).cumsum(0))).effect.fallbacks == []
+
+
+@pytest.mark.parametrize(
+    "func, name",
+    [(torch.roll, "roll"), (F.avg_pool2d, "avg_pool2d"), (torch.Tensor.mT.__get__, "Tensor.mT")],
+    ids=["function", "nn.functional", "property"],
+)
+def test_names(func, name):
+    assert name_of(func).endswith(name)
+
+
+def test_every_rule_is_callable():
+    assert len(RULES) > 100 and all(callable(handler) for handler in RULES.values())

@@ -1,0 +1,71 @@
+"""What the church U-Net costs under the papers' policies on the public church edits."""
+
+import pytest
+import torch
+
+import sige
+from sige.datasets import registry
+from sige.datasets.edit import MissingSample
+
+pytestmark = pytest.mark.slow
+
+GATES = {
+    ("church-432", "sige_public"): 28.10,
+    ("church-423", "sige_public"): 74.66,
+    ("church-423", "sige"): 77.34,
+    ("church-432", "sige"): 32.93,
+}
+
+
+def samples():
+    """The church edits that are on this machine."""
+    found = []
+    for name in ("church-432", "church-423"):
+        try:
+            found.append(registry.load(name).name)
+        except MissingSample:
+            pass
+    return found
+
+
+# Where no sample is, the same model under a drawn edit: the order of the policies' costs stands in for their values.
+if len(samples()) == 2:
+    CASES = [pytest.param(*key, gate, id=f"{key[1]} on {key[0]}") for key, gate in GATES.items()]
+else:
+    CASES = [pytest.param("brush-1.2", name, None, id=f"{name} on a drawn edit") for name in ("sige_public", "pixel")]
+
+
+@pytest.fixture(scope="module")
+def church():
+    from diffusers import UNet2DModel
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(OmegaConf.load(sige.paths.conf_dir() / "model" / "ddpm_church256.yaml"))["config"]
+    torch.manual_seed(0)
+    return UNet2DModel(**config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def cost(church):
+    """``cost(edit, policy)``: GMACs of one sparse step. The mask alone decides, so one recording a policy serves."""
+    picture = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    recorded = {}
+
+    def run(edit, name):
+        if name not in recorded:
+            recorded.clear()  # one recording at a time: each is some hundred MiB
+            recorded[name] = sige.Session(church, name)
+            with recorded[name].record():
+                church(picture, 500)
+        mask = registry.load(edit).mask
+        with recorded[name].edit(mask) as effect:
+            church(torch.where(mask, -picture, picture), 500)
+        return effect.macs / 1e9
+
+    return run
+
+
+@pytest.mark.parametrize("edit, name, gate", CASES)
+def test_macs(cost, edit, name, gate):
+    got = cost(edit, name)
+    assert got == pytest.approx(gate, rel=5e-3) if gate else got < cost(edit, "sige")
