@@ -159,6 +159,7 @@ def arguments():
         "gather_rows": (random(10, 8), index),
         "scatter_rows_": (random(10, 8), index, rows),
         "conv_rows": (random(10, 8), taps, random(16, 8, 2, 2, seed=3), random(16), 1),
+        "conv_tiles": (random(10, 8), torch.arange(-1, 31).view(2, 16) % 10, 2, random(12, 4, 3, 3), random(12), 2),
         "conv_map": (random(2, 8, 7, 9), random(16, 4, 3, 3, seed=3), random(16), (2, 1), (1, 0), (1, 2), 2),
         "linear_rows": (rows, random(16, 8, seed=3), None),
         "affine_rows": (rows, scale, scale, torch.tensor([0, 1, 1])),
@@ -195,6 +196,12 @@ def test_convolution_formula(groups):
         weight = random(outputs, channels // groups, kernel, kernel)
         torch.ops.sige.conv_rows(random(9, channels), torch.zeros(n, kernel**2, dtype=torch.long), weight, None, groups)
     assert counter.get_total_flops() == 2 * n * kernel**2 * (channels // groups) * outputs
+
+
+def test_tile_formula():
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.sige.conv_tiles(random(9, 8), torch.zeros(5, 16, dtype=torch.long), 2, random(12, 4, 3, 3), None, 2)
+    assert counter.get_total_flops() == 2 * (5 * 2 * 2) * 9 * 4 * 12
 
 
 def test_whole_convolution_formula():

@@ -93,6 +93,35 @@ def test_conv_rows(dtype, mask, channels, outputs, kernel, stride, padding, dila
     assert (got.dtype, close(got, exact)) == (dtype, True)
 
 
+@BIAS
+@pytest.mark.parametrize("tile", [1, 2, 4])
+@pytest.mark.parametrize(
+    "channels, outputs, kernel, groups",
+    [
+        pytest.param(3, 17, 3, 1, id="3x3"),
+        pytest.param(24, 24, 5, 1, id="5x5"),
+        pytest.param(17, 3, 1, 1, id="1x1"),
+        pytest.param(24, 48, 3, 3, id="3x3 groups 3"),
+    ],
+)
+def test_conv_tiles(dtype, mask, channels, outputs, kernel, groups, tile, bias):
+    source = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype)
+    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
+    offset = random(outputs, dtype=dtype, seed=2) if bias else None
+    # Tiles that cover the map and hang over its right and lower edge, each with its input window.
+    before, after = kernel // 2, [-side % tile + kernel // 2 for side in (HEIGHT, WIDTH)]
+    around = (before, after[1], before, after[0])
+    numbers = torch.arange(1, len(source) + 1, dtype=torch.float64).view(BATCH, 1, HEIGHT, WIDTH)
+    windows = F.unfold(F.pad(numbers, around), tile + kernel - 1, stride=tile).permute(0, 2, 1)
+    places = active_rows(mask, -(-HEIGHT // tile), -(-WIDTH // tile))
+    index = windows.reshape(-1, (tile + kernel - 1) ** 2)[places].long() - 1
+    image = F.pad(source.double().view(BATCH, HEIGHT, WIDTH, channels).permute(0, 3, 1, 2), around)
+    exact = F.conv2d(image, weight.double(), offset.double() if bias else None, groups=groups)
+    exact = exact.unfold(2, tile, tile).unfold(3, tile, tile).permute(0, 2, 3, 4, 5, 1).reshape(-1, tile**2, outputs)
+    got = ops.conv_tiles(source, index, tile, weight, offset, groups)
+    assert (got.dtype, close(got, exact[places].reshape(-1, outputs))) == (dtype, True)
+
+
 @GEOMETRIES
 @BIAS
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])

@@ -283,3 +283,18 @@ def test_window_rows_are_made_once():
 )
 def test_kinds_of_window(shape, pointwise, canonical):
     assert (shape.pointwise, shape.canonical) == (pointwise, canonical)
+
+
+@pytest.mark.parametrize(
+    "shape", [window((12, 16), 3), window((12, 16), 5), window((12, 16), 3, scale=2)], ids=["3x3", "5x5", "up"]
+)
+def test_tile_rows_equal_unfold(shape):
+    height, width = (side // shape.scale for side in shape.size)
+    numbers = F.interpolate(
+        torch.arange(1.0, 2 * height * width + 1).view(2, 1, height, width), scale_factor=shape.scale
+    )
+    extent, before = 4 + shape.kernel[0] - 1, shape.padding[0]
+    expected = F.unfold(numbers, extent, padding=before, stride=4).permute(0, 2, 1).reshape(-1, extent**2).long() - 1
+    plan = Plan(blot(*shape.size, batch=2), WINDOW)
+    chosen = plan.conv_set(shape)
+    assert torch.equal(plan.tile_rows(chosen, shape), expected[chosen.tile_index])

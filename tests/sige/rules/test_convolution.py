@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sige
+from sige import plan
 
 
 class Net(nn.Module):
@@ -127,3 +128,15 @@ def test_unequal_strides_need_level_geometry(trial):
     make = conv(8, 16, 3, stride=(2, 1), padding=1)
     with pytest.raises(sige.SigeError, match="use geometry='level'"):
         trial(make, "window")
+
+
+@pytest.mark.parametrize("mask", ["full", "wide"])
+@GEOMETRIES
+@pytest.mark.parametrize("make", CASES)
+def test_whole_tiles_equal_one_position_at_a_time(trial, monkeypatch, make, geometry, mask):
+    outputs = []
+    for least in (1, 1 << 30):
+        monkeypatch.setattr(plan, "_WIDE_TILE", least)
+        monkeypatch.setattr(plan, "_MANY_TILES", 1)
+        outputs.append(trial(make, geometry, mask, overhang=False).after)
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-5
