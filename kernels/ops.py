@@ -60,7 +60,8 @@ def _(source, index, tile, weight, bias, groups):
 @torch.library.register_fake("sige::conv_map", lib=_library)
 def _(image, weight, bias, stride, padding, dilation, groups):
     height, width = (
-        (image.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1) // stride[axis] + 1
+        (image.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1) // stride[axis]
+        + 1
         for axis in (0, 1)
     )
     shape = (image.shape[0], weight.shape[0], height, width)
@@ -118,8 +119,8 @@ def conv_rows(source, index, weight, bias, groups=1):
 
     ``source`` (N, C) is the input map; ``index`` (n, kh*kw) int64 names, for each output position and each tap in row-major
     order, the source row it reads, or -1 where the tap lies outside the map (zero padding); ``weight`` (O, C/groups, kh, kw);
-    ``bias`` (O,) or None. Stride, dilation, padding and nearest up-sampling are all in ``index``. ``source`` may be remembered in another
-    dtype than the weight's. Returns (n, O) in the weight's dtype.
+    ``bias`` (O,) or None. Stride, dilation, padding and nearest up-sampling are all in ``index``.
+    ``source`` may be remembered in another dtype than the weight's. Returns (n, O) in the weight's dtype.
     """
     return torch.ops.sige.conv_rows(source, index, weight, bias, groups)
 

@@ -14,7 +14,9 @@ class ActiveSet:
     overhang: (m, 3) sample, row and column of positions outside the map that are computed all the same and thrown away.
     """
 
-    def __init__(self, batch, height, width, index=None, tile=0, tile_index=None, segments=None, device="cpu", overhang=None):
+    def __init__(
+        self, batch, height, width, index=None, tile=0, tile_index=None, segments=None, device="cpu", overhang=None
+    ):
         self.batch, self.height, self.width = batch, height, width
         self.device = index.device if index is not None else torch.device(device)
         self.index, self.tile, self.tile_index = index, tile, tile_index

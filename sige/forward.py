@@ -16,7 +16,10 @@ class Forward:
     """State of one forward pass.
 
     recording: True while the pass is recorded: every set is full and what an edit will need is remembered.
-    path: the module path's stack, its last item the module that runs.   plan: FullPlan or Plan.   memory: the StepMemory written or read.   journal: of the edit, None while recording.
+    path: the module path's stack, its last item the module that runs.
+    plan: FullPlan or Plan.
+    memory: the StepMemory written or read.
+    journal: of the edit, None while recording.
     """
 
     def __init__(self, policy, memory, plan, path, journal=None):

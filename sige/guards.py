@@ -15,14 +15,20 @@ def find_model(model):
         for name in ("unet", "transformer"):
             if isinstance(getattr(model, name, None), nn.Module):
                 return find_model(getattr(model, name))
-        raise ModelError(f"{type(model).__name__} is neither a torch module nor a pipeline with a unet or a transformer")
-    wrapped = {"DataParallel": "its .module", "DistributedDataParallel": "its .module", "OptimizedModule": "its ._orig_mod"}
+        raise ModelError(
+            f"{type(model).__name__} is neither a torch module nor a pipeline with a unet or a transformer"
+        )
+    wrapped = {
+        "DataParallel": "its .module",
+        "DistributedDataParallel": "its .module",
+        "OptimizedModule": "its ._orig_mod",
+    }
     kind = type(model).__name__
     if kind in wrapped:
         raise ModelError(f"the model is a {kind}: give the session {wrapped[kind]} instead, each operator must be seen")
     for path, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
-            raise ModelError(f"{path or 'the model'} is compiled: give the session the model before compile(), its operators are hidden")
+            raise ModelError(f"{path or 'the model'} is compiled: give the session the model before compile()")
     return model
 
 
@@ -34,7 +40,10 @@ def named_inputs(model, args, kwargs):
     except TypeError:
         bound = {**{f"argument {i}": value for i, value in enumerate(args)}, **kwargs}
     leaves = tree_flatten_with_path(dict(bound))[0]
-    return {".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path): value for path, value in leaves}
+    return {
+        ".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path): value
+        for path, value in leaves
+    }
 
 
 def autocast_state(device_type):
@@ -48,7 +57,9 @@ def check_finite(inputs):
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_meta:
             if not torch.isfinite(value).all():
-                raise NonFiniteError(f"input {name!r} of shape {tuple(value.shape)} holds NaN or infinity: give finite values")
+                raise NonFiniteError(
+                    f"input {name!r} of shape {tuple(value.shape)} holds NaN or infinity: give finite values"
+                )
 
 
 def images(inputs):
@@ -62,10 +73,14 @@ def fit_mask(mask, recorded):
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in maps.items()) or "no map (B, C, H, W) at all"
     fitting = [value for value in maps.values() if value.shape[2:] == mask.shape[1:]]
     if not fitting:
-        raise MaskError(f"the edit mask is {tuple(mask.shape[1:])}, the recording has {shapes}: give the mask at the input's resolution")
+        raise MaskError(
+            f"the edit mask is {tuple(mask.shape[1:])}, the recording has {shapes}: give the mask at that resolution"
+        )
     batch = fitting[0].shape[0]
     if mask.shape[0] not in (1, batch):
-        raise MaskError(f"the edit mask has batch {mask.shape[0]}, the recording has {shapes}: give one mask, or one a sample")
+        raise MaskError(
+            f"the edit mask has batch {mask.shape[0]}, the recording has {shapes}: give one mask, or one a sample"
+        )
     return mask.expand(batch, -1, -1)
 
 
@@ -74,7 +89,9 @@ def check_unchanged(inputs, recorded, mask, declared):
     for name in (*recorded, *inputs):
         if name not in inputs or name not in recorded:
             where = "the recording" if name in recorded else "the edit"
-            raise ChangedInputError(f"only {where} has an input {name!r}: call the model with the same arguments as while recording")
+            raise ChangedInputError(
+                f"only {where} has an input {name!r}: call the model with the same arguments as while recording"
+            )
         if any(name == item or name.startswith(f"{item}.") for item in declared):
             continue
         _compare(name, inputs[name], recorded[name], mask)
@@ -85,7 +102,9 @@ def _compare(name, now, then, mask):
         now, then = (x.tolist() if isinstance(x, torch.Tensor) else x for x in (now, then))
     if not isinstance(now, torch.Tensor):
         if now != then:
-            raise ChangedInputError(f"input {name!r} is {now!r}, the recording has {then!r}: an edit may change only the masked image")
+            raise ChangedInputError(
+                f"input {name!r} is {now!r}, the recording has {then!r}: an edit may change only the masked image"
+            )
         return
     if now.shape != then.shape or now.dtype != then.dtype:
         raise ChangedInputError(

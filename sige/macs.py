@@ -14,7 +14,15 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 
 _KINDS = {
-    "conv": ("convolution", "_convolution", "conv_rows", "conv_tiles", "conv_map", "mkldnn_convolution", "_convolution_pointwise"),
+    "conv": (
+        "convolution",
+        "_convolution",
+        "conv_rows",
+        "conv_tiles",
+        "conv_map",
+        "mkldnn_convolution",
+        "_convolution_pointwise",
+    ),
     "linear": ("mm", "addmm", "linear", "linear_rows", "_linear_pointwise"),
     "attention": ("bmm", "baddbmm", "scaled_dot_product"),
 }
@@ -65,7 +73,10 @@ class MacCounter(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         macs = self._macs(func, name, args, kwargs or {}, out)
         if macs is not None:
-            kind = next((kind for kind, starts in _KINDS.items() if name.strip("_").startswith(starts) or name in starts), "conv")
+            kind = next(
+                (kind for kind, starts in _KINDS.items() if name.strip("_").startswith(starts) or name in starts),
+                "conv",
+            )
             self.count.by_kind[kind] += macs
             self.count.total += macs
         elif name not in _FREE and name not in self.count.unlisted:

@@ -15,7 +15,9 @@ def difference_mask(original, edited, eps=0.01):
     SIGE uses eps 0.01 for its church edits, on images scaled to [-1, 1].
     """
     if original.shape != edited.shape or original.dim() != 3:
-        raise MaskError(f"images of shape {tuple(original.shape)} and {tuple(edited.shape)}: give two of one shape (C, H, W)")
+        raise MaskError(
+            f"images of shape {tuple(original.shape)} and {tuple(edited.shape)}: give two of one shape (C, H, W)"
+        )
     return (original - edited).abs().amax(0) > eps
 
 

@@ -97,14 +97,20 @@ class StepMemory:
         for entry in self.entries.values():
             entry.stamp()
 
-    def check_untouched(self):
-        """RecordingError when a remembered tensor was modified by anyone but the engine."""
+    def check_untouched(self, recording=False):
+        """RecordingError when a remembered tensor was modified by anyone but the engine, the model itself while recording included."""
         for key, entry in self.entries.items():
-            if entry.versions != tuple(_version(tensor) for tensor in entry.tensors()):
+            if entry.versions == tuple(_version(tensor) for tensor in entry.tensors()):
+                continue
+            if recording:
                 raise RecordingError(
-                    f"what was remembered at {describe(key)} was modified in place from outside: record again, and do not write "
-                    "to tensors that the model returned from inside a recorded layer"
+                    f"what {describe(key)} hands on is written to in place by the model itself, by an operator such as "
+                    "ReLU(inplace=True) behind it: use the out-of-place operator there"
                 )
+            raise RecordingError(
+                f"what was remembered at {describe(key)} was modified in place from outside: record again, and do not write to "
+                "tensors that the model returned from inside a recorded layer"
+            )
 
     def bytes_by_kind(self):
         """Bytes of remembered tensors by kind; storage that two entries share counts once."""

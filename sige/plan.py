@@ -117,7 +117,9 @@ class Plan:
                 f"such as {', '.join(map(str, fits))}"
             )
         if block > min(self.height, self.width):
-            raise PolicyError(f"policy block={block} does not fit a {self.height}x{self.width} mask: choose a smaller one")
+            raise PolicyError(
+                f"policy block={block} does not fit a {self.height}x{self.width} mask: choose a smaller one"
+            )
 
     def tile_side(self, height, width):
         """See :func:`tile_side`."""
@@ -207,7 +209,9 @@ class Plan:
         padded = F.pad(mask, (*pads[1], *pads[0]))
         pooled = F.max_pool2d(padded, reach, pitch)[:, 0, : out[0][1], : out[1][1]] > 0
         if out[0][0] != out[1][0]:
-            raise PolicyError(f"policy geometry='window' needs equal strides, not {window.stride}: use geometry='level'")
+            raise PolicyError(
+                f"policy geometry='window' needs equal strides, not {window.stride}: use geometry='level'"
+            )
         return out[0][0], pooled
 
     def _finish(self, tiles, tile, height, width):

@@ -61,11 +61,15 @@ class Policy:
             value = getattr(self, field)
             steps = value if isinstance(value, tuple) else (value,)
             if not steps or any(not isinstance(step, int) or step < least for step in steps):
-                raise PolicyError(f"policy {field}={value!r} must be a whole number of at least {least}, or a tuple of such")
+                raise PolicyError(
+                    f"policy {field}={value!r} must be a whole number of at least {least}, or a tuple of such"
+                )
         if self.dense_above is not None and not 0 < self.dense_above <= 1:
             raise PolicyError(f"policy dense_above={self.dense_above!r} must be None or a share in (0, 1]")
         if self.state_dtype is not None and not self.state_dtype.is_floating_point:
-            raise PolicyError(f"policy state_dtype={self.state_dtype} must be a floating-point dtype such as torch.bfloat16")
+            raise PolicyError(
+                f"policy state_dtype={self.state_dtype} must be a floating-point dtype such as torch.bfloat16"
+            )
 
     def at(self, field, halvings):
         """``block`` or ``dilation`` at a level that is ``halvings`` times half the mask's resolution."""

@@ -149,7 +149,7 @@ class Session:
         plan = FullPlan(self.policy, batch, size, device)
         forward = Forward(self.policy, memory, plan, self._path)
         _, output, tree = self._run(forward, call, args, kwargs)
-        memory.check_untouched()
+        memory.check_untouched(recording=True)
         memory.inputs = _copied(inputs)
         memory.autocast = guards.autocast_state(device.type)
         memory.output = _copied(output)
@@ -159,7 +159,9 @@ class Session:
     def _edit_step(self, effect, mask, plan, changed, call, args, kwargs):
         number = effect.steps
         if number >= len(self._steps):
-            raise ChangedInputError(f"forward {number + 1} of the edit has no recording: {len(self._steps)} were recorded")
+            raise ChangedInputError(
+                f"forward {number + 1} of the edit has no recording: {len(self._steps)} were recorded"
+            )
         memory = self._steps[number]
         inputs = guards.named_inputs(self.model, args, kwargs)
         guards.check_finite(inputs)
@@ -219,7 +221,9 @@ class Session:
         device = next((v.device.type for v in memory.inputs.values() if isinstance(v, torch.Tensor)), "cpu")
         state = guards.autocast_state(device)
         if state != memory.autocast:
-            raise ChangedInputError(f"autocast (enabled, dtype) is {state}, the recording had {memory.autocast}: use the same for both")
+            raise ChangedInputError(
+                f"autocast (enabled, dtype) is {state}, the recording had {memory.autocast}: use the same for both"
+            )
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -246,7 +250,9 @@ class Session:
     def _intercept(self, handler):
         """Route the model's forward through ``handler(original, args, kwargs)`` inside the block."""
         if self._busy:
-            raise RecordingError("session.record() and session.edit() cannot be nested: end the one before the other begins")
+            raise RecordingError(
+                "session.record() and session.edit() cannot be nested: end the one before the other begins"
+            )
         model, self._busy = self.model, True
         original = model.forward
         self._path[:] = [""]

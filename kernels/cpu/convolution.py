@@ -28,7 +28,9 @@ def prepacking():
     """Whether this PyTorch build has oneDNN's prepacked linear layer; says once why not."""
     usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if not usable:
-        _logger.warning("oneDNN's prepacked linear layer is not in this PyTorch build: rows go through F.linear instead")
+        _logger.warning(
+            "oneDNN's prepacked linear layer is not in this PyTorch build: rows go through F.linear instead"
+        )
     return usable
 
 
@@ -124,7 +126,12 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
     if not prepacking() or weight.dtype not in _PACKED_DTYPES:
         return F.conv2d(image, weight, bias, stride, padding, dilation, groups)
     same = all(2 * pad == side - 1 for pad, side in zip(padding, weight.shape[2:]))
-    if same and weight.shape[0] < 16 <= weight[:, 0].numel() and tuple(stride) == tuple(dilation) == (1, 1) and groups == 1:
+    if (
+        same
+        and weight.shape[0] < 16 <= weight[:, 0].numel()
+        and tuple(stride) == tuple(dilation) == (1, 1)
+        and groups == 1
+    ):
         return _narrow_map(image, weight, bias)
     # oneDNN's blocking depends on the shape: one packed copy, for the shape last seen. Dense levels see one shape only.
     signature = (_state(weight), tuple(image.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -134,7 +141,9 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
         packed = pack(weight.detach(), padding, stride, dilation, groups, list(image.shape))
         found = (signature, packed, weight.untyped_storage())
         _packed_maps[weight] = found
-    out = torch.ops.mkldnn._convolution_pointwise(image, found[1], bias, padding, stride, dilation, groups, "none", [], "")
+    out = torch.ops.mkldnn._convolution_pointwise(
+        image, found[1], bias, padding, stride, dilation, groups, "none", [], ""
+    )
     return out.contiguous(memory_format=torch.channels_last)
 
 

@@ -12,11 +12,20 @@ _HEADS = ("b", "f", "p", "f")
 
 
 @rule(F.scaled_dot_product_attention)
-def attention(forward, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def attention(
+    forward, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     tensors = (query, key, value)
     layouts = all(not isinstance(x, ActiveTensor) or x.axes == _HEADS for x in tensors)
-    if not layouts or not isinstance(query, ActiveTensor) or attn_mask is not None or is_causal or dropout_p or enable_gqa:
+    if (
+        not layouts
+        or not isinstance(query, ActiveTensor)
+        or attn_mask is not None
+        or is_causal
+        or dropout_p
+        or enable_gqa
+    ):
         _count(forward, query.shape[:-1].numel(), key.shape[-2], query.shape[-1], value.shape[-1])
         return otherwise(forward, func, (query, key, value, attn_mask), options)
     query, key, value = cast(query, key, value)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from sige.active_tensor import ActiveTensor, full_view
+from sige.active_tensor import ActiveTensor
 from sige.kernels import ops
 from sige.plan import Window
 from sige.rules.autocast import cast
@@ -46,7 +46,9 @@ def conv2d(forward, func, input, weight, bias=None, stride=1, padding=0, dilatio
         return result
     input, weight, bias = cast(input, weight, bias)
     scale = input.scale if active else getattr(input, "_sige_scale", 1)
-    window = _window(input, input.scale if active else 1, input.pad if active else (0,) * 4, weight, stride, padding, dilation)
+    window = _window(
+        input, input.scale if active else 1, input.pad if active else (0,) * 4, weight, stride, padding, dilation
+    )
     if not _runs_sparse(forward, window, scale):
         return _dense(forward, func, input, weight, bias, stride, padding, dilation, groups)
     return _sparse(forward, input, weight, bias, groups, window)

@@ -1,10 +1,12 @@
 """What happens to an operator without a rule: its active inputs are made dense, it runs, and the report names it."""
 
 import torch
+import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sige.active_tensor import ActiveTensor
 from sige.errors import ModelError
+from sige.macs import MacCounter
 
 # Reading these touches no data: an active tensor answers for the full map.
 _METADATA = {
@@ -44,10 +46,31 @@ def _any_active(values):
     return False
 
 
+# Operators without a rule that multiply matrices: what they ran is counted at the dispatcher, so that none costs nothing.
+_MULTIPLIES = frozenset(
+    {
+        torch.einsum, torch.tensordot, torch.inner, torch.bilinear, torch.conv1d, torch.conv3d, torch.conv_transpose1d,
+        torch.conv_transpose2d, torch.conv_transpose3d, torch.chain_matmul, torch.linalg.multi_dot, F.multi_head_attention_forward,
+        F.bilinear, torch.mv, torch.dot, torch.addbmm, torch.addmv, torch.conv_tbc,
+    }
+)  # fmt: skip
+
+
+def _counted(forward, func, args, kwargs):
+    """Run ``func``, counting what it multiplies."""
+    if func not in _MULTIPLIES:
+        return func(*args, **kwargs)
+    with MacCounter() as counter:
+        result = func(*args, **kwargs)
+    for kind, macs in counter.count.by_kind.items():
+        forward.count(kind, macs)
+    return result
+
+
 def otherwise(forward, func, args, kwargs):
     """Run ``func`` as it is when no argument is active; else dense, cutting an output of the same shape back to rows."""
     if not _any_active(args) and not _any_active(kwargs.values()):
-        return func(*args, **kwargs)
+        return _counted(forward, func, args, kwargs)
     if _is_metadata(func):
         return func(*args, **kwargs)
     flat, tree = tree_flatten((args, kwargs))
@@ -61,7 +84,7 @@ def otherwise(forward, func, args, kwargs):
     forward.fallbacks.append(f"{name} at {forward.path[-1] or 'the root module'}")
     plain = [forward.densify(leaf, "fallback") if isinstance(leaf, ActiveTensor) else leaf for leaf in flat]
     args, kwargs = tree_unflatten(plain, tree)
-    result = func(*args, **kwargs)
+    result = _counted(forward, func, args, kwargs)
     like = active[0]
     if isinstance(result, torch.Tensor) and result.shape == like.shape and like.settled:
         return forward.activate(result, like.axes, like.active)

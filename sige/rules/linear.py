@@ -14,9 +14,16 @@ from sige.rules.registry import rule
 def linear(forward, func, input, weight, bias=None):
     if not isinstance(input, ActiveTensor):
         forward.count("linear", input.numel() // weight.shape[-1] * weight.numel())
-        if forward.recording or weight.dim() != 2 or input.dtype != weight.dtype or torch.is_autocast_enabled(input.device.type):
+        if (
+            forward.recording
+            or weight.dim() != 2
+            or input.dtype != weight.dtype
+            or torch.is_autocast_enabled(input.device.type)
+        ):
             return func(input, weight, bias)
-        return ops.linear_rows(input.reshape(-1, weight.shape[1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
+        return ops.linear_rows(input.reshape(-1, weight.shape[1]), weight, bias).view(
+            *input.shape[:-1], weight.shape[0]
+        )
     if isinstance(weight, ActiveTensor) or input.axes[-1] != "f" or input.axes.count("f") != 1 or not input.settled:
         forward.count("linear", input.shape.numel() // weight.shape[-1] * weight.shape.numel())
         return otherwise(forward, func, (input, weight, bias), {})
@@ -25,7 +32,9 @@ def linear(forward, func, input, weight, bias=None):
     return input.with_rows(ops.linear_rows(input.rows, weight, bias))
 
 
-@rule(torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm)
+@rule(
+    torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm
+)
 def matmul(forward, func, first, second, **kwargs):
     out = otherwise(forward, func, (first, second), kwargs)
     forward.count("attention" if first.dim() > 2 else "linear", out.numel() * first.shape[-1])

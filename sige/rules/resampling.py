@@ -11,7 +11,9 @@ from sige.rules.registry import rule
 def _factor(x, size, scale_factor):
     """The whole factor by which both sides grow, or None."""
     if scale_factor is not None:
-        factors = {float(value) for value in (scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,))}
+        factors = {
+            float(value) for value in (scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,))
+        }
     else:
         size = (size, size) if isinstance(size, int) else tuple(size)
         factors = {size[0] / x.shape[-2], size[1] / x.shape[-1]}

@@ -40,7 +40,10 @@ def small():
 
     def make(name, **changes):
         policy = sige.policy(name)
-        scaled = {"min_resolution": min(policy.min_resolution, 16), "upsample_min_source": min(policy.upsample_min_source, 8)}
+        scaled = {
+            "min_resolution": min(policy.min_resolution, 16),
+            "upsample_min_source": min(policy.upsample_min_source, 8),
+        }
         if name == "dense":
             scaled = {}
         return dataclasses.replace(policy, **{**scaled, **changes})

@@ -135,7 +135,9 @@ def test_incremental_statistics_cut_the_error_of_a_brightening_edit(unet, small,
     assert exact < cached / 2
 
 
-@pytest.mark.parametrize("inference", [(False, True), (True, False), (True, True)], ids=["edit in", "record in", "both in"])
+@pytest.mark.parametrize(
+    "inference", [(False, True), (True, False), (True, True)], ids=["edit in", "record in", "both in"]
+)
 def test_inside_and_outside_inference_mode(unet, small, images, run, inference):
     original, edited, mask = images
     session = sige.Session(unet, small("incremental"))

@@ -19,14 +19,18 @@ def session(unet, small, images):
 
 
 def test_unknown_policy_lists_the_names(unet):
-    with pytest.raises(PolicyError, match="unknown policy 'sigee': choose one of sige, sige_public, pixel, incremental, dense"):
+    with pytest.raises(
+        PolicyError, match="unknown policy 'sigee': choose one of sige, sige_public, pixel, incremental, dense"
+    ):
         sige.Session(unet, "sigee")
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        pytest.param({"norm": "frozen"}, "norm='frozen' is unknown: choose one of cached, incremental, dense", id="norm"),
+        pytest.param(
+            {"norm": "frozen"}, "norm='frozen' is unknown: choose one of cached, incremental, dense", id="norm"
+        ),
         pytest.param({"kv": "all"}, "kv='all' is unknown", id="kv"),
         pytest.param({"geometry": "tile"}, "geometry='tile' is unknown", id="geometry"),
         pytest.param({"pyramid": "mean"}, "pyramid='mean' is unknown", id="pyramid"),
@@ -34,7 +38,9 @@ def test_unknown_policy_lists_the_names(unet):
         pytest.param({"block": (4, 2.5)}, "block=.4, 2.5. must be a whole number", id="block fraction"),
         pytest.param({"dilation": -1}, "dilation=-1 must be a whole number of at least 0", id="dilation"),
         pytest.param({"dense_above": 1.5}, "dense_above=1.5 must be None or a share", id="dense_above"),
-        pytest.param({"state_dtype": torch.int8}, "state_dtype=torch.int8 must be a floating-point dtype", id="state_dtype"),
+        pytest.param(
+            {"state_dtype": torch.int8}, "state_dtype=torch.int8 must be a floating-point dtype", id="state_dtype"
+        ),
     ],
 )
 def test_policy_value(change, message):
@@ -47,7 +53,10 @@ def test_block_that_does_not_fit(unet, small, images, block):
     session = sige.Session(unet, small("incremental", block=block))
     with session.record():
         unet(images[0], 500)
-    with pytest.raises(PolicyError, match=f"block={block} does not fit a 64x64 mask: choose a divisor"), session.edit(images[2]):
+    with (
+        pytest.raises(PolicyError, match=f"block={block} does not fit a 64x64 mask: choose a divisor"),
+        session.edit(images[2]),
+    ):
         pass
 
 
@@ -57,7 +66,9 @@ def test_block_that_does_not_fit(unet, small, images, block):
         pytest.param(torch.ones(64, 64), "the edit mask is torch.float32: give a torch.bool tensor", id="dtype"),
         pytest.param([[True]], "the edit mask is list: give a torch.bool tensor", id="type"),
         pytest.param(torch.ones(1, 1, 64, 64, dtype=torch.bool), r"shape \(1, 1, 64, 64\): give \(H, W\)", id="rank"),
-        pytest.param(torch.ones(32, 64, dtype=torch.bool), r"mask is \(32, 64\), the recording has sample", id="resolution"),
+        pytest.param(
+            torch.ones(32, 64, dtype=torch.bool), r"mask is \(32, 64\), the recording has sample", id="resolution"
+        ),
         pytest.param(torch.ones(2, 64, 64, dtype=torch.bool), "mask has batch 2, the recording has sample", id="batch"),
     ],
 )
@@ -69,7 +80,10 @@ def test_mask(session, mask, message):
 def test_empty_mask_returns_the_recording_for_nothing(session, unet, images):
     with torch.no_grad():
         before = session._steps[0].output[0]
-    with pytest.warns(UserWarning, match="the edit mask is empty"), session.edit(torch.zeros(64, 64, dtype=torch.bool)) as effect:
+    with (
+        pytest.warns(UserWarning, match="the edit mask is empty"),
+        session.edit(torch.zeros(64, 64, dtype=torch.bool)) as effect,
+    ):
         after = unet(images[0], 500).sample
     assert (torch.equal(after, before), effect.macs, bool(effect.active.any())) == (True, 0, False)
 
@@ -97,7 +111,10 @@ def test_nested_blocks(session, images):
 
 
 def test_changed_time_step(session, unet, images):
-    with pytest.raises(ChangedInputError, match="input 'timestep' is 400, the recording has 500"), session.edit(images[2]):
+    with (
+        pytest.raises(ChangedInputError, match="input 'timestep' is 400, the recording has 500"),
+        session.edit(images[2]),
+    ):
         unet(images[1], 400)
 
 
@@ -109,7 +126,9 @@ def test_declared_change_is_allowed(session, unet, images):
 def test_input_changed_outside_the_mask(session, unet, images):
     edited = images[1].clone()
     edited[0, 1, 3, 5] += 1
-    with pytest.raises(ChangedInputError, match="at 1 positions outside the mask, the first at row 3, column 5 of sample 0"):
+    with pytest.raises(
+        ChangedInputError, match="at 1 positions outside the mask, the first at row 3, column 5 of sample 0"
+    ):
         with session.edit(images[2]):
             unet(edited, 500)
 
@@ -125,7 +144,10 @@ def test_additional_argument(session, unet, images):
 
 
 def test_more_forwards_than_recorded(session, unet, images):
-    with pytest.raises(ChangedInputError, match="forward 2 of the edit has no recording: 1 were recorded"), session.edit(images[2]):
+    with (
+        pytest.raises(ChangedInputError, match="forward 2 of the edit has no recording: 1 were recorded"),
+        session.edit(images[2]),
+    ):
         unet(images[1], 500)
         unet(images[1], 500)
 
@@ -134,7 +156,10 @@ def test_more_forwards_than_recorded(session, unet, images):
 def test_non_finite_input(session, unet, images, value):
     edited = images[1].clone()
     edited[0, 0, 30, 30] = value
-    with pytest.raises(NonFiniteError, match="input 'sample' of shape .* holds NaN or infinity"), session.edit(images[2]):
+    with (
+        pytest.raises(NonFiniteError, match="input 'sample' of shape .* holds NaN or infinity"),
+        session.edit(images[2]),
+    ):
         unet(edited, 500)
 
 
@@ -153,7 +178,11 @@ class Forked(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        return x if self.fork == "short" else (self.first if self.fork == "other" else self.second)(x[:, :3] if self.fork else x)
+        return (
+            x
+            if self.fork == "short"
+            else (self.first if self.fork == "other" else self.second)(x[:, :3] if self.fork else x)
+        )
 
 
 @pytest.mark.parametrize("fork", ["other", "short"])
@@ -177,7 +206,9 @@ def test_remembered_map_modified_from_outside(session, images):
 @pytest.mark.parametrize(
     "wrap, message",
     [
-        pytest.param(lambda m: torch.compile(m), "is a OptimizedModule: give the session its ._orig_mod", id="compiled"),
+        pytest.param(
+            lambda m: torch.compile(m), "is a OptimizedModule: give the session its ._orig_mod", id="compiled"
+        ),
         pytest.param(nn.DataParallel, "is a DataParallel: give the session its .module", id="data parallel"),
         pytest.param(lambda m: "unet", "str is neither a torch module nor a pipeline", id="not a model"),
     ],
@@ -198,7 +229,11 @@ def test_autocast_must_agree(unet, small, images):
     session = sige.Session(unet, small("incremental"))
     with session.record():
         unet(images[0], 500)
-    with pytest.raises(ChangedInputError, match="autocast"), torch.autocast("cpu", torch.bfloat16), session.edit(images[2]):
+    with (
+        pytest.raises(ChangedInputError, match="autocast"),
+        torch.autocast("cpu", torch.bfloat16),
+        session.edit(images[2]),
+    ):
         unet(images[1], 500)
 
 

@@ -183,7 +183,10 @@ def test_weights_changed_after_an_edit_are_seen(unet, small, images):
     with session.edit(torch.ones_like(mask)):
         after = model(edited, 500).sample
     with torch.no_grad():
-        assert (torch.allclose(after, model(edited, 500).sample, atol=1e-4), torch.allclose(before, after)) == (True, False)
+        assert (torch.allclose(after, model(edited, 500).sample, atol=1e-4), torch.allclose(before, after)) == (
+            True,
+            False,
+        )
 
 
 def test_state_is_reported_by_kind(steps):
@@ -223,4 +226,8 @@ def test_macs_add_up_over_steps(steps, unet, images):
     with steps.edit(images[2]) as effect:
         for time in TIMES:
             unet(images[1], time)
-    assert (effect.steps, effect.macs, effect.macs < effect.dense_macs) == (3, sum(effect.sparse_macs_by_kind.values()), True)
+    assert (effect.steps, effect.macs, effect.macs < effect.dense_macs) == (
+        3,
+        sum(effect.sparse_macs_by_kind.values()),
+        True,
+    )

@@ -1,10 +1,13 @@
 """Operators without a rule: dense, right, named; those that write in place are refused."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sige
 from sige.errors import ModelError
 from sige.rules import RULES
 from sige.rules.fallback import name_of
@@ -137,3 +140,38 @@ def test_names(func, name):
 
 def test_every_rule_is_callable():
     assert len(RULES) > 100 and all(callable(handler) for handler in RULES.values())
+
+
+class Multiplying(nn.Module):
+    """Convolution, then one operator that multiplies matrices and has no rule."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.operator = operator
+
+    def forward(self, x):
+        return self.operator(self.first(x))
+
+
+@pytest.mark.parametrize(
+    "operator, macs",
+    [
+        pytest.param(lambda x: torch.einsum("bchw,cd->bdhw", x, torch.ones(8, 8)), 8 * 8 * 64 * 64, id="einsum"),
+        pytest.param(
+            lambda x: torch.conv_transpose2d(x, torch.ones(8, 4, 2, 2), stride=2),
+            8 * 4 * 4 * 64 * 64,
+            id="transposed convolution",
+        ),
+    ],
+)
+def test_products_without_a_rule_are_counted(operator, macs):
+    model, x = Multiplying(operator), torch.randn(1, 3, 64, 64)
+    session = sige.Session(model, dataclasses.replace(sige.policy("incremental"), dense_above=None))
+    with session.record():
+        model(x)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[8:16, 8:16] = True
+    with session.edit(mask) as effect:
+        model(x)
+    assert effect.macs > macs and effect.dense_macs == macs + 8 * 27 * 64 * 64
