@@ -12,6 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sige.kernels import backends
 
+_listening = torch._C._len_torch_dispatch_stack
+
 _library = torch.library.Library("sige", "DEF")
 _library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
 _library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
@@ -23,6 +25,14 @@ _library.define(
 _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
 _library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
+
+
+def _call(operator, *args):
+    """Run an operator: through PyTorch's dispatcher when anyone listens there (a counter, fake tensors, a compiler), else straight
+    to the backend, which saves some 10 microseconds a call."""
+    if _listening() or torch.compiler.is_compiling() or args[0].is_meta:
+        return getattr(torch.ops.sige, operator)(*args)
+    return backends.implementation(operator, args[0].device.type)(*args)
 
 
 def _run(operator):
@@ -106,12 +116,12 @@ def _linear_rows_flops(rows, weight, bias, *, out_shape=None, **_):
 
 def gather_rows(source, index):
     """Rows of a map: ``source`` (N, C), ``index`` (n,) int64 in [0, N). Returns (n, C)."""
-    return torch.ops.sige.gather_rows(source, index)
+    return _call("gather_rows", source, index)
 
 
 def scatter_rows_(target, index, rows):
     """Write ``rows`` (n, C) into ``target`` (N, C) at distinct row numbers ``index`` (n,), in place; nothing is copied."""
-    torch.ops.sige.scatter_rows_(target, index, rows)
+    _call("scatter_rows_", target, index, rows)
 
 
 def conv_rows(source, index, weight, bias, groups=1):
@@ -122,7 +132,7 @@ def conv_rows(source, index, weight, bias, groups=1):
     ``bias`` (O,) or None. Stride, dilation, padding and nearest up-sampling are all in ``index``.
     ``source`` may be remembered in another dtype than the weight's. Returns (n, O) in the weight's dtype.
     """
-    return torch.ops.sige.conv_rows(source, index, weight, bias, groups)
+    return _call("conv_rows", source, index, weight, bias, groups)
 
 
 def conv_tiles(source, index, tile, weight, bias, groups=1):
@@ -131,22 +141,22 @@ def conv_tiles(source, index, tile, weight, bias, groups=1):
     ``index`` (T, (tile+kh-1)*(tile+kw-1)) int64 names the source rows of each tile's input window in row-major order, -1 outside
     the map. Returns (T*tile*tile, O), tile after tile.
     """
-    return torch.ops.sige.conv_tiles(source, index, tile, weight, bias, groups)
+    return _call("conv_tiles", source, index, tile, weight, bias, groups)
 
 
 def conv_map(image, weight, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
     """Convolution of a whole map: ``image`` (B, C, H, W), ``weight`` (O, C/groups, kh, kw). Returns (B, O, H', W'), channels-last."""
-    return torch.ops.sige.conv_map(image, weight, bias, stride, padding, dilation, groups)
+    return _call("conv_map", image, weight, bias, stride, padding, dilation, groups)
 
 
 def linear_rows(rows, weight, bias):
     """``rows`` (n, C) times ``weight`` (O, C) transposed, plus ``bias`` (O,) or None. Returns (n, O)."""
-    return torch.ops.sige.linear_rows(rows, weight, bias)
+    return _call("linear_rows", rows, weight, bias)
 
 
 def affine_rows(rows, scale, shift, sample=None):
     """``rows * scale + shift`` with ``scale``/``shift`` (B, C) chosen by ``sample`` (n,), or (1, C) with ``sample`` None."""
-    return torch.ops.sige.affine_rows(rows, scale, shift, sample)
+    return _call("affine_rows", rows, scale, shift, sample)
 
 
 def tile_moments(rows, tiles, groups):
@@ -155,4 +165,4 @@ def tile_moments(rows, tiles, groups):
     ``rows`` (tiles*P, C) holds whole tiles of P positions, one after the other; the C channels form ``groups`` equal groups.
     Returns two float32 tensors (tiles, groups), over P*C/groups values each.
     """
-    return torch.ops.sige.tile_moments(rows, tiles, groups)
+    return _call("tile_moments", rows, tiles, groups)

@@ -1,5 +1,6 @@
 """Guards: what an edit does not declare must not have changed, and a model that cannot be followed is refused."""
 
+import functools
 import inspect
 
 import torch
@@ -32,10 +33,15 @@ def find_model(model):
     return model
 
 
+@functools.lru_cache(maxsize=64)
+def _signature(kind):
+    return inspect.signature(kind.forward)
+
+
 def named_inputs(model, args, kwargs):
     """The arguments of a forward call by name: {"sample": tensor, "timestep": 500, ...}, nested ones as ``name.key``."""
     try:
-        bound = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        bound = _signature(type(model)).bind(model, *args, **kwargs).arguments
         bound.pop(next(iter(bound)))
     except TypeError:
         bound = {**{f"argument {i}": value for i, value in enumerate(args)}, **kwargs}
