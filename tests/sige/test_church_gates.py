@@ -99,3 +99,11 @@ def test_incremental_statistics_at_most_a_quarter_of_the_cached_error(brightened
 
 def test_state_at_most_a_tenth_above_the_reference_engine(brightened):
     assert brightened["incremental"][1] <= 1.1 * 641.5
+
+
+def test_state_in_bfloat16_at_most_55_percent_of_the_reference_engine(church):
+    policy = dataclasses.replace(sige.policy("incremental"), state_dtype=torch.bfloat16)
+    session = sige.Session(church, policy)
+    with session.record():
+        church(torch.zeros(1, 3, 256, 256), 500)
+    assert 300 < sum(session.state_bytes().values()) / 2**20 <= 0.55 * 641.5
