@@ -25,6 +25,7 @@ class Forward:
     def __init__(self, policy, memory, plan, path, journal=None):
         self.policy, self.memory, self.plan, self.journal = policy, memory, plan, journal
         self.recording = journal is None
+        self.refresh_text = True  # whether this pass computes the text of joint sequences anew
         self.path = path
         self.macs = {"conv": 0, "linear": 0, "attention": 0}
         self.fallbacks = []

@@ -52,6 +52,24 @@ def named_inputs(model, args, kwargs):
     }
 
 
+def token_map(inputs, grid):
+    """Name of the input that is a map of tokens (B, H*W, C) on ``grid`` (H, W): the first that fits. MaskError when none does."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        if value.dim() == 3 and value.is_floating_point() and value.shape[1] == grid[0] * grid[1]:
+            return name
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
+    raise MaskError(
+        f"token_grid={tuple(grid)} asks for an input (B, {grid[0] * grid[1]}, C), the model got {shapes}: give the rows and columns "
+        "of the model's image tokens"
+    )
+
+
+def as_map(tokens, grid):
+    """Tokens (B, H*W, C) viewed as the map (B, C, H, W) that they are."""
+    return tokens.unflatten(1, tuple(grid)).permute(0, 3, 1, 2)
+
+
 def autocast_state(device_type):
     """What autocast does on a device: (enabled, dtype)."""
     enabled = torch.is_autocast_enabled(device_type)

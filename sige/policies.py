@@ -33,6 +33,8 @@ class Policy:
     norm: statistics of normalisations over space: ``cached`` from the recording, ``incremental`` (the edited map's own, at a
         cost proportional to the edit), ``dense`` (computed from the whole map: the oracle).
     kv: keys and values of self-attention: those of unedited positions ``remembered``, or only the ``active`` ones.
+    text_refresh: the text in a joint sequence of text and image is computed anew in every n-th forward of an edit, from the first
+        on, and remembered in the others; 1: always; None: never.
     dense_above: share of active positions above which a level runs dense; None: never.
     state_dtype: torch dtype in which feature maps are remembered; None: as computed.
     """
@@ -49,6 +51,7 @@ class Policy:
     overhang: bool = False
     norm: str = "incremental"
     kv: str = "remembered"
+    text_refresh: int | None = 1
     dense_above: float | None = None
     state_dtype: torch.dtype | None = None
 
@@ -64,6 +67,8 @@ class Policy:
                 raise PolicyError(
                     f"policy {field}={value!r} must be a whole number of at least {least}, or a tuple of such"
                 )
+        if self.text_refresh is not None and (not isinstance(self.text_refresh, int) or self.text_refresh < 1):
+            raise PolicyError(f"policy text_refresh={self.text_refresh!r} must be None or a whole number of at least 1")
         if self.dense_above is not None and not 0 < self.dense_above <= 1:
             raise PolicyError(f"policy dense_above={self.dense_above!r} must be None or a share in (0, 1]")
         if self.state_dtype is not None and not self.state_dtype.is_floating_point:

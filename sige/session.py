@@ -25,6 +25,8 @@ class Session:
 
     model: a torch module, or a diffusers pipeline (its U-Net or transformer is followed).
     policy: a name from ``sige.POLICIES`` or a ``sige.Policy``.
+    token_grid: (H, W) of the image tokens of a model that takes its image as tokens (B, H*W, C), as Flux does: its first such
+        input is the map that an edit changes, and masks are given for that grid.
 
         session = sige.Session(model)
         with session.record():
@@ -36,8 +38,9 @@ class Session:
     stays what it was: the next ``edit`` takes back the one before. The session works under ``no_grad``.
     """
 
-    def __init__(self, model, policy="incremental"):
+    def __init__(self, model, policy="incremental", token_grid=None):
         self.policy = find_policy(policy)
+        self.token_grid = token_grid
         self.model = guards.find_model(model)
         self._steps = []
         self._journals = {}
@@ -140,7 +143,7 @@ class Session:
 
     def _record_step(self, call, args, kwargs):
         memory = StepMemory()
-        inputs = guards.named_inputs(self.model, args, kwargs)
+        inputs, tokens = self._inputs(args, kwargs)
         guards.check_finite(inputs)
         maps = list(guards.images(inputs).values())
         tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
@@ -148,7 +151,7 @@ class Session:
         device = tensors[0].device if tensors else torch.device("cpu")
         plan = FullPlan(self.policy, batch, size, device)
         forward = Forward(self.policy, memory, plan, self._path)
-        _, output, tree = self._run(forward, call, args, kwargs)
+        _, output, tree = self._run(forward, call, *self._activated(forward, tokens, args, kwargs))
         memory.check_untouched(recording=True)
         memory.inputs = _copied(inputs)
         memory.autocast = guards.autocast_state(device.type)
@@ -163,7 +166,7 @@ class Session:
                 f"forward {number + 1} of the edit has no recording: {len(self._steps)} were recorded"
             )
         memory = self._steps[number]
-        inputs = guards.named_inputs(self.model, args, kwargs)
+        inputs, tokens = self._inputs(args, kwargs)
         guards.check_finite(inputs)
         guards.check_unchanged(inputs, memory.inputs, mask, changed)
         self._check_autocast(memory)
@@ -176,7 +179,9 @@ class Session:
             return self._dense_step(effect, memory, mask, call, args, kwargs)
         journal = self._journals.setdefault(number, Journal())
         forward = Forward(self.policy, memory, plan, self._path, journal)
+        forward.refresh_text = bool(self.policy.text_refresh) and number % self.policy.text_refresh == 0
         try:
+            args, kwargs = self._activated(forward, tokens, args, kwargs)
             leaves, output, tree = self._run(forward, call, args, kwargs, memory.output)
         except BaseException:
             journal.undo()
@@ -194,6 +199,22 @@ class Session:
         effect.add(memory.dense_macs, memory.dense_macs, torch.ones_like(mask), [])
         self._edited.append((memory, None, None, (call, *_copied((args, kwargs)))))
         return output
+
+    def _inputs(self, args, kwargs):
+        """The inputs by name, and the one among them that is a map of tokens, or None. It stands there as the map that it is."""
+        inputs = guards.named_inputs(self.model, args, kwargs)
+        if self.token_grid is None:
+            return inputs, None
+        name = guards.token_map(inputs, self.token_grid)
+        tokens, inputs[name] = inputs[name], guards.as_map(inputs[name], self.token_grid)
+        return inputs, tokens
+
+    def _activated(self, forward, tokens, args, kwargs):
+        """The call's arguments with the map of tokens as an active tensor."""
+        if tokens is None or not forward.is_sparse_level(*self.token_grid):
+            return args, kwargs
+        active = forward.activate(tokens, ("b", "p", "f"), forward.plan.level_set(*self.token_grid))
+        return tree_map(lambda leaf: active if leaf is tokens else leaf, (args, kwargs))
 
     def _run(self, forward, call, args, kwargs, recorded=None):
         """Call the model's forward under the rules. Returns (leaves as they came, plain leaves, structure)."""
@@ -307,11 +328,15 @@ def _plain(forward, leaf, recorded):
     """An output leaf as the caller gets it: a plain tensor. Positions that are not active hold the recording, bit for bit."""
     if not isinstance(leaf, ActiveTensor):
         return leaf
-    if not leaf.settled or leaf.axes != ("b", "f", "h", "w"):
+    tokens = leaf.axes == ("b", "p", "f")
+    if not leaf.settled or not tokens and leaf.axes != ("b", "f", "h", "w"):
         return forward.densify(leaf, "output").clone()
     if leaf.active.full:
-        return full_view(leaf.rows, leaf.active, leaf.axes).contiguous()
+        return full_view(leaf.rows, leaf.active, leaf.axes).clone(memory_format=torch.contiguous_format)
     output = recorded.clone()
+    if tokens:
+        output.flatten(0, 1)[leaf.active.positions] = leaf.rows
+        return output
     places, area = leaf.active.positions, leaf.active.height * leaf.active.width
     output.flatten(2)[places // area, :, places % area] = leaf.rows
     return output

@@ -12,7 +12,7 @@ T = torch.Tensor
 # Functions whose value at 0 is not 0: outstanding zero padding must be carried out before them.
 _MOVES_ZERO = {
     F.hardsigmoid, F.softplus, F.logsigmoid, F.sigmoid, F.hardtanh, torch.sigmoid, torch.exp, torch.rsqrt, torch.clamp, torch.pow,
-    T.sigmoid, T.exp, T.rsqrt, T.clamp,
+    T.sigmoid, T.exp, T.rsqrt, T.clamp, T.clip, torch.clip, T.pow, T.__pow__,
 }  # fmt: skip
 # Where the argument ``inplace`` stands when it is not given by name, the map not counted.
 _INPLACE = {
@@ -24,7 +24,7 @@ _INPLACE = {
     F.silu, F.relu, F.gelu, F.leaky_relu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.relu6, F.mish, F.softplus, F.logsigmoid,
     F.tanh, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.neg, torch.abs, torch.sqrt, torch.rsqrt,
     torch.clamp, torch.square, torch.pow, torch.erf, T.relu, T.sigmoid, T.tanh, T.exp, T.neg, T.__neg__, T.abs, T.sqrt, T.rsqrt,
-    T.clamp, T.square, T.float, T.half, T.bfloat16, T.to, T.type,
+    T.clamp, T.square, T.float, T.half, T.bfloat16, T.to, T.type, torch.clip, T.clip, T.pow, T.__pow__,
 )  # fmt: skip
 def unary(forward, func, x, *args, **kwargs):
     if not isinstance(x, ActiveTensor) or any(isinstance(leaf, T) and leaf.dim() for leaf in (*args, *kwargs.values())):
@@ -152,6 +152,16 @@ def layer_norm(forward, func, x, normalized_shape, weight=None, bias=None, eps=1
     if not isinstance(x, ActiveTensor):
         return func(x, normalized_shape, weight, bias, eps)
     width = len(normalized_shape)
-    if not all(axis == "f" for axis in x.axes[-width:]) or x.axes.count("f") != width:
+    if not all(axis == "f" for axis in x.axes[-width:]) or any(x.pad):
         return otherwise(forward, func, (x, normalized_shape, weight, bias, eps), {})
     return x.with_rows(F.layer_norm(x.rows, tuple(normalized_shape), weight, bias, eps))
+
+
+@rule(F.rms_norm, torch.rms_norm)
+def rms_norm(forward, func, x, normalized_shape, weight=None, eps=None):
+    if not isinstance(x, ActiveTensor):
+        return func(x, normalized_shape, weight, eps)
+    width = len(normalized_shape)
+    if not all(axis == "f" for axis in x.axes[-width:]) or any(x.pad):
+        return otherwise(forward, func, (x, normalized_shape, weight, eps), {})
+    return x.with_rows(F.rms_norm(x.rows, tuple(normalized_shape), weight, eps))

@@ -5,6 +5,7 @@ import math
 import torch
 
 from sige.active_tensor import ActiveTensor
+from sige.rules import patches, sequence
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 
@@ -48,12 +49,15 @@ def _regroup(x, target):
 def view(forward, func, x, *shape, **kwargs):
     if not isinstance(x, ActiveTensor):
         return func(x, *shape, **kwargs)
+    shape = shape or (kwargs.get("shape", kwargs.get("size")),)
     target = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
-    if -1 in target:
+    whole = all(isinstance(side, int) for side in target)
+    if whole and -1 in target:
         target[target.index(-1)] = x.shape.numel() // max(1, -math.prod(target))
-    found = _regroup(x, target) if x.settled and all(isinstance(side, int) for side in target) else None
+    found = _regroup(x, target) if x.settled and whole else None
     if found is None:
-        return otherwise(forward, func, (x, *shape), kwargs)
+        finer = patches.unfold_patches(x, target) if whole else None
+        return otherwise(forward, func, (x, *shape), {}) if finer is None else finer
     axes, features = found
     return ActiveTensor(x.rows.reshape(len(x.rows), *features), x.active, axes)
 
@@ -93,15 +97,37 @@ def permute(forward, func, x, *dims):
     return _permuted(x, [dim % x.dim() for dim in order])
 
 
-@rule(torch.chunk, T.chunk, torch.split, T.split)
+def _order(equation):
+    """The permutation that an einsum equation of one operand stands for, or None."""
+    before, arrow, after = equation.replace(" ", "").partition("->")
+    plain = arrow and before.isalpha() and len(set(before)) == len(before) and sorted(before) == sorted(after)
+    return [before.index(letter) for letter in after] if plain else None
+
+
+@rule(torch.einsum)
+def einsum(forward, func, equation, *operands):
+    """Pure permutations such as ``nhwpqc->nchpwq`` move axes; anything else has no rule."""
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    order = _order(equation) if isinstance(equation, str) and len(tensors) == 1 else None
+    x = tensors[0]
+    if order is None or not isinstance(x, ActiveTensor) or len(order) != x.dim() or not x.settled:
+        return otherwise(forward, func, (equation, *operands), {})
+    return _permuted(x, order)
+
+
+@rule(torch.chunk, T.chunk, torch.split, T.split, torch.split_with_sizes, T.split_with_sizes)
 def split(forward, func, x, size, dim=0):
     if not isinstance(x, ActiveTensor):
         return func(x, size, dim)
     dim = dim % x.dim()
-    if x.axes[dim] != "f":
-        return otherwise(forward, func, (x, size, dim), {})
-    place = 1 + x.axes[:dim].count("f")
-    return tuple(x.with_rows(part) for part in func(x.rows, size, place))
+    if x.axes[dim] == "f":
+        place = 1 + x.axes[:dim].count("f")
+        return tuple(x.with_rows(part) for part in func(x.rows, size, place))
+    parts = None
+    if x.axes[dim] == "p":
+        sizes = [len(part) for part in func(torch.empty(x.shape[dim], 0), size)]
+        parts = sequence.divide(x, dim, sizes)
+    return otherwise(forward, func, (x, size, dim), {}) if parts is None else parts
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
@@ -111,6 +137,9 @@ def cat(forward, func, tensors, dim=0, **kwargs):
         return func(tensors, dim, **kwargs)
     like = actives[0]
     dim = dim % like.dim()
+    if like.axes[dim] == "p":
+        joint = sequence.join(forward, tensors, dim)
+        return otherwise(forward, func, (tensors, dim), kwargs) if joint is None else joint
     plain_ok = like.axes == ("b", "f", "h", "w") or like.axes in (("b", "p", "f"), ("b", "f", "p"))
     same = all(x.axes == like.axes and x.settled and x.active.shape == like.active.shape for x in actives)
     if like.axes[dim] != "f" or not same or not (plain_ok or len(actives) == len(tensors)):

@@ -1,0 +1,154 @@
+"""Operators on feature axes: indexing, stacking and unstacking, axes of size one, means. Positions stay where they are."""
+
+import torch
+
+from sige.active_tensor import ActiveTensor
+from sige.rules.fallback import otherwise
+from sige.rules.registry import rule
+from sige.rules.sequence import narrow as narrow_positions
+from sige.rules.shape import view
+
+T = torch.Tensor
+
+
+def _place(x, dim):
+    """The dimension of ``x.rows`` that holds feature axis ``dim`` (or a new one before it)."""
+    return 1 + x.axes[:dim].count("f")
+
+
+def _with(x, rows, axes):
+    return ActiveTensor(rows, x.active, tuple(axes), None, x.scale, x.pad)
+
+
+@rule(torch.unsqueeze, T.unsqueeze)
+def unsqueeze(forward, func, x, dim):
+    if not isinstance(x, ActiveTensor):
+        return func(x, dim)
+    return _inserted(x, dim % (x.dim() + 1))
+
+
+def _inserted(x, dim):
+    return _with(x, x.rows.unsqueeze(_place(x, dim)), (*x.axes[:dim], "f", *x.axes[dim:]))
+
+
+@rule(torch.squeeze, T.squeeze)
+def squeeze(forward, func, x, *dims, **kwargs):
+    """Feature axes of size one go; an axis of another size stays, as in PyTorch."""
+    if not isinstance(x, ActiveTensor):
+        return func(x, *dims, **kwargs)
+    given = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims or kwargs.get("dim", range(x.dim()))
+    gone = sorted(dim % x.dim() for dim in ((given,) if isinstance(given, int) else given))
+    gone = [dim for dim in gone if x.shape[dim] == 1]
+    if any(x.axes[dim] != "f" for dim in gone):
+        return otherwise(forward, func, (x, *dims), kwargs)
+    for dim in reversed(gone):
+        x = _with(x, x.rows.squeeze(_place(x, dim)), (*x.axes[:dim], *x.axes[dim + 1 :]))
+    return x
+
+
+@rule(torch.unbind, T.unbind)
+def unbind(forward, func, x, dim=0):
+    if not isinstance(x, ActiveTensor) or x.axes[dim] != "f":
+        return otherwise(forward, func, (x, dim), {})
+    dim %= x.dim()
+    axes = (*x.axes[:dim], *x.axes[dim + 1 :])
+    return tuple(_with(x, part, axes) for part in x.rows.unbind(_place(x, dim)))
+
+
+@rule(torch.select, T.select)
+def select(forward, func, x, dim, index):
+    if not isinstance(x, ActiveTensor) or x.axes[dim] != "f":
+        return otherwise(forward, func, (x, dim, index), {})
+    dim %= x.dim()
+    return _with(x, x.rows.select(_place(x, dim), index), (*x.axes[:dim], *x.axes[dim + 1 :]))
+
+
+@rule(torch.stack)
+def stack(forward, func, tensors, dim=0):
+    actives = [x for x in tensors if isinstance(x, ActiveTensor)]
+    if not actives:
+        return func(tensors, dim)
+    like = actives[0]
+    same = all((x.axes, x.scale, x.pad) == (like.axes, like.scale, like.pad) for x in actives)
+    if len(actives) < len(tensors) or not same or any(x.active is not like.active for x in actives):
+        return otherwise(forward, func, (tensors, dim), {})
+    dim %= like.dim() + 1
+    rows = torch.stack([x.rows for x in tensors], _place(like, dim))
+    return _with(like, rows, (*like.axes[:dim], "f", *like.axes[dim:]))
+
+
+@rule(torch.narrow, T.narrow)
+def narrow(forward, func, x, dim, start, length):
+    if not isinstance(x, ActiveTensor) or not isinstance(start, int):
+        return otherwise(forward, func, (x, dim, start, length), {})
+    dim %= x.dim()
+    start += x.shape[dim] if start < 0 else 0
+    found = _cut(x, dim, slice(start, start + length))
+    return otherwise(forward, func, (x, dim, start, length), {}) if found is None else found
+
+
+@rule(T.unflatten, torch.unflatten)
+def unflatten(forward, func, x, dim, sizes):
+    if not isinstance(x, ActiveTensor):
+        return func(x, dim, sizes)
+    dim %= x.dim()
+    sizes, whole = list(sizes), x.shape[dim]
+    if -1 in sizes:
+        known = -torch.Size(sizes).numel()
+        sizes[sizes.index(-1)] = whole // max(known, 1)
+    return view(forward, T.reshape, x, *x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+def _cut(x, dim, part):
+    """``x`` with the slice ``part`` of axis ``dim`` taken; None when that goes through positions."""
+    start, stop, step = part.indices(x.shape[dim])
+    if (start, stop, step) == (0, x.shape[dim], 1):
+        return x
+    if x.axes[dim] == "f":
+        places = [slice(None)] * x.rows.dim()
+        places[_place(x, dim)] = part
+        return x.with_rows(x.rows[tuple(places)])
+    return narrow_positions(x, dim, start, stop) if x.axes[dim] == "p" and step == 1 else None
+
+
+@rule(T.__getitem__)
+def getitem(forward, func, x, index):
+    """Slices, whole numbers and ``None`` on feature axes; slices between the parts of a joint sequence."""
+    if not isinstance(x, ActiveTensor):
+        return otherwise(forward, func, (x, index), {})
+    found = _indexed(x, index if isinstance(index, tuple) else (index,))
+    return otherwise(forward, func, (x, index), {}) if found is None else found
+
+
+def _indexed(x, items):
+    if any(item is not None and item is not Ellipsis and not isinstance(item, (int, slice)) for item in items):
+        return None
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    if Ellipsis in items:
+        place = items.index(Ellipsis)
+        items = (*items[:place], *[slice(None)] * (x.dim() - taken), *items[place + 1 :])
+    dim = 0
+    for number, item in enumerate(items):
+        if not isinstance(x, ActiveTensor):  # the text alone is left: the rest is ordinary indexing
+            return None if x is None else x[(*[slice(None)] * dim, *items[number:])]
+        if item is None:
+            x, dim = _inserted(x, dim), dim + 1
+        elif isinstance(item, slice):
+            x, dim = _cut(x, dim, item), dim + 1
+        elif isinstance(item, bool) or x.axes[dim] != "f":
+            return None
+        else:
+            x = _with(x, x.rows.select(_place(x, dim), item), (*x.axes[:dim], *x.axes[dim + 1 :]))
+    return x
+
+
+@rule(torch.mean, T.mean, torch.sum, T.sum)
+def over_features(forward, func, x, dim=None, keepdim=False, **kwargs):
+    """Means and sums over feature axes alone, as in an RMS norm written out."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    if not isinstance(x, ActiveTensor) or not dims or any(x.axes[d] != "f" for d in dims) or any(x.pad):
+        given = {} if dim is None else {"dim": dim, "keepdim": keepdim}
+        return otherwise(forward, func, (x,), {**given, **kwargs})
+    dims = sorted(d % x.dim() for d in dims)
+    rows = func(x.rows, [_place(x, d) for d in dims], keepdim, **kwargs)
+    return _with(x, rows, x.axes if keepdim else (axis for d, axis in enumerate(x.axes) if d not in dims))
