@@ -70,26 +70,31 @@ def digest(name: str, folder: str | None = None, **options) -> str:
     return state.hexdigest()[:12]
 
 
-def read_picture(path: Path) -> torch.Tensor:
-    """An RGB picture as (3, H, W) float32 in [-1, 1]."""
+def read_picture(path: Path, size: int | None = None) -> torch.Tensor:
+    """An RGB picture as (3, H, W) float32 in [-1, 1]; one that is larger than ``size`` is shrunk to that square, by
+    bilinear filtering: then the areas of the church edits at 128x128 are those of the reference code (1.17, 14.35 %)."""
     from PIL import Image
 
     with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        picture = picture.convert("RGB")
+        if size and min(picture.size) > size:
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, dtype=np.float32)
     return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
-def load(name: str, folder: str | None = None, eps: float = 0.01, dilation: int = 5) -> Edit:
+def load(name: str, folder: str | None = None, eps: float = 0.01, dilation: int = 5, size: int | None = None) -> Edit:
     """Read a pair and make its mask the paper's way: any channel differs by more than ``eps``, then a plus-shaped
     dilation by ``dilation`` pixels (SIGE uses 0.01 and 5 for the church model). The area printed in the paper is the
-    one after dilation. The toy's mask is read as it is."""
+    one after dilation. The toy's mask is read as it is. ``size``: the side to which larger pictures are shrunk."""
     from sige import masks
 
     before, after, *stored = files(name, folder)
-    original, edited = read_picture(before), read_picture(after)
     if stored:
+        original, edited = read_picture(before), read_picture(after)
         with np.load(stored[0]) as arrays:
             mask = torch.from_numpy(arrays["toy"].astype(bool))
         return Edit(name, original, edited, mask, source="sample", dataset=DATASET)
+    original, edited = read_picture(before, size), read_picture(after, size)
     mask = masks.dilate_cross(masks.difference_mask(original, edited, eps), dilation)
     return Edit(name, original, edited, mask, source="sample", dataset=DATASET)

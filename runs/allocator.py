@@ -24,9 +24,11 @@ _OURS = (*RETAIN, "MALLOC_MMAP_THRESHOLD_")
 
 
 def resolve(setting: str, device: str) -> str:
-    """``retain`` or ``stock`` under glibc; elsewhere ``system`` on a CPU, ``caching`` (torch's own) on a GPU."""
+    """``retain`` or ``stock`` under glibc; elsewhere ``system`` on a CPU, ``caching`` (torch's own) on a GPU, ``none`` on meta."""
     if setting not in ("retain", "stock"):
         raise UserError(f"unknown hardware.allocator {setting!r}; choose retain or stock.")
+    if device == "meta":
+        return "none"
     if device != "cpu":
         return "caching"
     return setting if platform.libc_ver()[0] == "glibc" else "system"

@@ -95,11 +95,13 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 
 def parts(config: DictConfig, overrides: list[str]) -> list[DictConfig]:
-    """What to run: the composed configuration, or those of the experiments it includes, with the user's overrides."""
+    """What to run: the composed configuration, or those of the experiments it includes (which may include others), with the
+    user's overrides."""
     if not config.include:
         return [config]
     mine = [override for override in overrides if not override.startswith("experiment=")]
-    return [hydra.compose("config", [f"experiment={name}", *mine]) for name in config.include]
+    included = (hydra.compose("config", [f"experiment={name}", *mine]) for name in config.include)
+    return [part for one in included for part in parts(one, mine)]
 
 
 def hardware_choices() -> dict[str, dict]:

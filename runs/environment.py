@@ -50,6 +50,8 @@ def machine(device: str, threads: int | None) -> str:
         import torch
 
         return torch.cuda.get_device_name()
+    if device == "meta":
+        return "no arithmetic (meta tensors)"
     return f"{processor()}, {threads} threads" if device == "cpu" else f"{processor()} ({device})"
 
 

@@ -22,8 +22,10 @@ def expand(config: dict, hardware_choices: dict[str, dict]) -> list[dict]:
     metrics = dict(config["metric"] or {})
     # Speed needs something to be faster than: where time is measured, the dense ladder is in the same rounds.
     methods = {**(config["baseline"] if "latency" in metrics else {}), **(config["method"] or {})}
-    _check(config, methods, metrics)
     hardware = resolve_hardware(config["hardware"], hardware_choices)
+    if hardware["device"] == "meta":  # tensors without values need no weights
+        config = {**config, "model": {**config["model"], "weights": "random"}}
+    _check(config, methods, metrics, hardware)
     jobs = []
     for edit in (config["edit"] or {}).values():
         for chosen, note in _stand_in(edit, config["dataset"]):
@@ -74,7 +76,7 @@ def _stand_in(edit: dict, datasets: dict) -> list[tuple[str, str]]:
     return [(name, "")]
 
 
-def _check(config, methods, metrics):
+def _check(config, methods, metrics, hardware):
     """Everything that can be known to be wrong before a model is loaded."""
     if not methods:
         raise UserError("there is no method to run: name one, e.g. method=sige.")
@@ -85,15 +87,33 @@ def _check(config, methods, metrics):
     protocol = config["protocol"]
     if protocol not in _PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choose {' or '.join(_PROTOCOLS)}.")
-    for kind, key, named in (("method", "runner", methods), ("metric", "collect", metrics)):
-        for name, options in named.items():
-            module = _module(options.get(key), f"{kind} {name}: {key}")
-            if hasattr(module, "check"):
-                try:
-                    module.check(options)
-                except UserError as error:
-                    raise UserError(f"{kind} {name}: {error}") from error
     _module(config["model"].get("loader"), f"model {config['model'].get('name')}: loader")
+    for name, options in methods.items():
+        runner = _module(options.get("runner"), f"method {name}: runner")
+        if hasattr(runner, "check"):
+            try:
+                runner.check(options, config["model"])
+            except UserError as error:
+                raise UserError(f"method {name}: {error}") from error
+    on_meta = hardware["device"] == "meta"
+    for name, options in metrics.items():
+        collect = _module(options.get("collect"), f"metric {name}: collect")
+        if on_meta and not getattr(collect, "ON_META", False):
+            raise UserError(
+                f"metric={name} needs values, and hardware=meta has shapes alone; choose metric=[macs,state] or another hardware."
+            )
+    _check_dials(config["model"])
+
+
+def _check_dials(model):
+    """The dials that a model sets are by policy; a name that no policy has would be set for nothing."""
+    from sige import POLICIES
+
+    for policy in model.get("dials") or {}:
+        if policy not in POLICIES:
+            raise UserError(
+                f"model {model['name']}: dials for the unknown policy {policy!r}; there are {', '.join(POLICIES)}."
+            )
 
 
 def _module(path, where):
@@ -108,7 +128,7 @@ def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
     """``auto`` becomes cuda, mps or cpu, whichever is there; threads and allocator become what they will be."""
     import torch
 
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "meta": True}
     resolved = dict(hardware)
     if hardware["device"] == "auto":
         device = next(name for name, there in found.items() if there)

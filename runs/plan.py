@@ -9,6 +9,7 @@ from sige.datasets import registry
 from sige.datasets.edit import MissingSample
 from sige.runs import identity
 from sige.runs.errors import JobFailure
+from sige.runs.rows import canonical
 from sige.runs.store import RETRIED, Store
 
 
@@ -27,9 +28,9 @@ def make(jobs: list[dict], store: Store, force: bool = False) -> list[Planned]:
     """Plan the jobs against what is in the store. Identical jobs are planned once."""
     table = store.load()
     table = table[table["provenance"] == "measured"]
-    planned, seen = [], set()
+    planned, seen, known = [], set(), {}
     for job in jobs:
-        weights, data, failure = _inputs(job)
+        weights, data, failure = _inputs(job, known)
         parts = identity.identify(job, weights, data)
         if parts["run_id"] in seen:
             continue
@@ -40,12 +41,18 @@ def make(jobs: list[dict], store: Store, force: bool = False) -> list[Planned]:
     return planned
 
 
-def _inputs(job):
-    """Digests of weights and data, and the failure row of a job that lacks one of them."""
-    try:
-        weights = importlib.import_module(job["model"]["loader"]).weights_digest(job["model"])
-    except JobFailure as error:
-        return "missing", "", (error.status, error.reason)
+def _inputs(job, known):
+    """Digests of weights and data, and the failure row of a job that lacks one of them. Weights are looked at once a model:
+    ``known`` has what was found, and their files may be large."""
+    model = canonical(job["model"])
+    if model not in known:
+        try:
+            known[model] = importlib.import_module(job["model"]["loader"]).weights_digest(job["model"]), None
+        except JobFailure as error:
+            known[model] = "missing", (error.status, error.reason)
+    weights, failure = known[model]
+    if failure:
+        return weights, "", failure
     try:
         return weights, registry.digest(job["edit"]["name"], **job["dataset"]), None
     except MissingSample as error:

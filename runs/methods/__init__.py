@@ -1,7 +1,7 @@
 """Ways to compute one step, one file each. Adding one: a file here, a YAML in conf/method/ that names it as ``runner``.
 
 A method's file defines ``build(name, options, zoo, hardware) -> Runner``; ``options`` is its YAML, resolved. Optionally
-``check(options)``, called before anything runs, raises UserError for values that cannot be used.
+``check(options, model)``, called before anything runs, raises UserError for values that cannot be used with that model.
 """
 
 import abc

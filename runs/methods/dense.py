@@ -9,8 +9,8 @@ from sige.runs.methods import Runner, Step
 from sige.runs.models.zoo import DTYPES, LAYOUTS
 
 
-def check(options: dict) -> None:
-    """Layout and dtype must be known."""
+def check(options: dict, model: dict | None = None) -> None:
+    """Layout and dtype must be known; ``model`` does not matter."""
     for key, known in (("layout", LAYOUTS), ("dtype", DTYPES)):
         if options.get(key) is not None and options[key] not in known:
             raise UserError(f"unknown {key} {options[key]!r} of a method; choose {' or '.join(known)}.")

@@ -10,31 +10,37 @@ from sige.runs.errors import UserError
 from sige.runs.methods import Runner, Step, dense
 
 
-def _policy(options: dict):
-    """The named policy with the YAML's ``dials`` put in."""
+def merged_dials(options: dict, model: dict) -> dict:
+    """What is changed of the named policy: the model's ``dials`` for it, and over them the method's own."""
+    of_model = (model.get("dials") or {}).get(options["policy"]) or {}
+    return {**of_model, **(options.get("dials") or {})}
+
+
+def _policy(options: dict, model: dict):
+    """The named policy with the dials of the model and of the method put in."""
     from sige import policy
 
-    dials = dict(options.get("dials") or {})
-    for key, value in dials.items():
-        if isinstance(value, list):
-            dials[key] = tuple(value)
-        elif key.endswith("dtype") and isinstance(value, str):
-            dials[key] = getattr(torch, value)
     named = policy(options["policy"])
     known = [field.name for field in dataclasses.fields(named)]
-    for key in dials:
+    dials = {}
+    for key, value in merged_dials(options, model).items():
         if key not in known:
             raise UserError(f"unknown policy dial {key!r}; there are {', '.join(known)}.")
+        if isinstance(value, list):
+            value = tuple(value)
+        elif key.endswith("dtype") and isinstance(value, str):
+            value = getattr(torch, value)
+        dials[key] = value
     return dataclasses.replace(named, **dials)
 
 
-def check(options: dict) -> None:
-    """The policy must exist and its dials must fit; the engine's own sentence says what would."""
+def check(options: dict, model: dict | None = None) -> None:
+    """The policy must exist and the dials must fit it; the engine's own sentence says what would."""
     from sige import SigeError
 
     dense.check(options)
     try:
-        _policy(options)
+        _policy(options, model or {})
     except SigeError as error:
         raise UserError(str(error)) from error
 
@@ -54,7 +60,8 @@ class Incremental(Runner):
         with torch.no_grad():
             self.zoo.synchronize()
             start = time.perf_counter()
-            edit = self.session.edit(mask.to(self.zoo.device))
+            # On meta tensors the mask alone has values: they decide what is counted.
+            edit = self.session.edit(mask if self.zoo.on_meta else mask.to(self.zoo.device))
             with edit as effect:
                 self.zoo.synchronize()
                 plan_ms = (time.perf_counter() - start) * 1e3
@@ -80,5 +87,5 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
         name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
     )
     runner.module = zoo.module(runner.layout, runner.dtype)
-    runner.session = Session(runner.module, policy=_policy(options))
+    runner.session = Session(runner.module, policy=_policy(options, zoo.model))
     return runner

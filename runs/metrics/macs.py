@@ -3,6 +3,7 @@
 from sige.runs.metrics import Reading
 
 ORDER = 10
+ON_META = True  # needs shapes, no values
 
 
 def collect(bench):

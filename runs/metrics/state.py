@@ -3,6 +3,7 @@
 from sige.runs.metrics import Reading
 
 ORDER = 30
+ON_META = True  # needs shapes, no values
 MIB = 1 << 20
 
 

@@ -76,3 +76,19 @@ def test_real_samples_have_the_papers_areas():
             assert name in str(error)
         else:
             assert edit.area == pytest.approx(area, abs=5e-5)
+
+
+def test_real_samples_at_128_have_the_reference_codes_areas():
+    """Shrunk as its 128x128 model was fed, wherever the samples are on this machine."""
+    for name, area in (("church-432", 0.0117), ("church-423", 0.1435)):
+        try:
+            edit = samples.load(name, eps=0.02, dilation=2, size=128)
+        except MissingSample as error:
+            assert name in str(error)
+        else:
+            assert edit.area == pytest.approx(area, abs=5e-5)
+
+
+@pytest.mark.parametrize("size, got", [pytest.param(32, 32, id="shrunk"), pytest.param(128, 64, id="not enlarged")])
+def test_a_picture_larger_than_the_model_takes_is_shrunk(folder, size, got):
+    assert samples.load("church-432", folder=str(folder), size=size).size == (got, got)

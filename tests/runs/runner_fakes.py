@@ -65,7 +65,7 @@ class Sparse(Runner):
             raise torch.OutOfMemoryError("out of memory: tried to allocate 9 GiB")
         with torch.no_grad(), around():
             output, ms = self.timed(self.zoo.adapt(edited, self.layout, self.dtype))
-        output = output + self.options.get("error", 0.0) * mask
+        output = output + self.options.get("error", 0.0) * mask.to(output.device)
         effect = SimpleNamespace(
             macs=6000,
             dense_macs=60000,

@@ -90,7 +90,7 @@ def test_a_missing_sample_is_kept_beside_what_stands_in_for_it(jobs, tmp_path, t
         ),
         pytest.param(
             {"hardware": {"name": "x", "device": "tpu", "dtype": "float32"}},
-            "unknown hardware.device 'tpu'; choose auto, cuda, mps, cpu.",
+            "unknown hardware.device 'tpu'; choose auto, cuda, mps, cpu, meta.",
             id="device",
         ),
         pytest.param(
