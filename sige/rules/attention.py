@@ -21,22 +21,43 @@ def attention(
     if (
         not layouts
         or not isinstance(query, ActiveTensor)
-        or attn_mask is not None
+        or not _fits(forward, attn_mask, query, key)
         or is_causal
         or dropout_p
         or enable_gqa
     ):
         _count(forward, query.shape[:-1].numel(), key.shape[-2], query.shape[-1], value.shape[-1])
         return otherwise(forward, func, (query, key, value, attn_mask), options)
-    query, key, value = cast(query, key, value)
-    return query.with_rows(_rows(forward, query, key, value, scale))
+    query, key, value, attn_mask = cast(query, key, value, attn_mask)
+    return query.with_rows(_rows(forward, query, key, value, scale, attn_mask))
+
+
+def _fits(forward, mask, query, key):
+    """Whether a mask (B or 1, heads or 1, queries or 1, keys) can be cut to the active queries; no mask always can."""
+    if mask is None:
+        return True
+    whole = not isinstance(key, ActiveTensor) or forward.policy.kv == "remembered"
+    shape = tuple(mask.shape)
+    fits = len(shape) == 4 and shape[0] in (1, query.shape[0]) and shape[2] in (1, query.shape[2])
+    return fits and whole and not isinstance(mask, ActiveTensor)
+
+
+def _mask_of_sample(mask, active, sample):
+    """The mask's rows for the active queries of a sample, (1, heads or 1, queries or 1, keys), or None."""
+    if mask is None:
+        return None
+    own = mask[sample : sample + 1] if mask.shape[0] > 1 else mask
+    if own.shape[2] == 1:
+        return own
+    start, stop = active.segments[sample]
+    return own[:, :, active.positions[start:stop] - sample * active.height * active.width]
 
 
 def _count(forward, queries, keys, width, value_width):
     forward.count("attention", queries * keys * (width + value_width))
 
 
-def _rows(forward, query, key, value, scale):
+def _rows(forward, query, key, value, scale, mask=None):
     heads, width = query.rows.shape[1:]
     place = forward.key("attention")
     if isinstance(key, ActiveTensor) and forward.policy.kv == "remembered":
@@ -47,7 +68,8 @@ def _rows(forward, query, key, value, scale):
         keys, values = (_of_sample(x, sample) for x in (key, value))
         _count(forward, (stop - start) * heads, keys.shape[-2], width, values.shape[-1])
         if stop > start:
-            out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+            own = _mask_of_sample(mask, query.active, sample)
+            out = F.scaled_dot_product_attention(queries, keys, values, own, scale=scale)
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs) if outputs else query.rows.new_empty(0, heads, value.shape[-1])
 
