@@ -252,6 +252,8 @@ def _matches(edits: dict, metric: str, model: str, edit: str, method: str, scope
     ways = [{"metric": metric, "method": method}]
     if metric == "macs" and method == "dense":
         ways += [{"metric": "macs", "method": "dense_channels_last"}, {"metric": "dense_macs"}]
+    if metric in ("params", "weight_bytes"):  # of the model, told by its dense row
+        ways = [{"metric": metric, "method": "dense"}]
     if metric == "edit_area":
         ways = [{"column": "edit_area"}]
     fixed = {"scope": scope} if metric != "edit_area" else {}
