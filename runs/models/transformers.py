@@ -1,0 +1,155 @@
+"""diffusers' own image transformers, one denoising step each: PixArt-alpha, Stable Diffusion 3 and Flux.
+
+The config names the class as ``architecture`` and its arguments as ``config``. Sizes of what goes in stand beside them:
+``latent.channels``; ``text.tokens``, ``text.width`` and ``text.pooled`` (0: no pooled embedding); ``timestep``, of 1000; and
+``guidance``: ``classifier_free`` runs a batch of two, without and with the text, a number is what a distilled model is told.
+
+Without trained weights there is no picture encoder to go with them: latents are 8x8 averages of the picture, mixed into the latent's
+channels by a fixed random matrix, and noised. They differ wherever the picture does, and nowhere else.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from sige.runs.errors import JobFailure
+
+CHANGED = (0,)
+REDUCTION = 8  # pixels of the picture a side of a latent position
+_FILES = "diffusion_pytorch_model*.safetensors"
+_ARCHITECTURES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+
+
+def _folder(model: dict) -> Path:
+    """Local folder of pretrained weights; JobFailure(missing_weights) says what to fetch and where to put it."""
+    from sige.runs.models import checkpoints
+
+    folder = checkpoints.hub_folder(
+        model, "a diffusers folder with config.json and the transformer's safetensors files"
+    )
+    inner = folder / "transformer"
+    folder = inner if inner.is_dir() else folder
+    if not (folder / "config.json").is_file() or not list(folder.glob(_FILES)):
+        raise JobFailure(
+            "missing_weights", f"{model['name']}: {folder} must hold config.json and {_FILES}, as diffusers saves them."
+        )
+    return folder
+
+
+def weights_digest(model: dict) -> str:
+    """Seed of random weights, or digest of the files of pretrained ones (of names and sizes where they come in pieces)."""
+    if model["weights"] == "random":
+        return f"random:{model['seed']}"
+    if model["weights"] != "pretrained":
+        raise JobFailure(
+            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
+        )
+    from sige.runs.models import checkpoints
+
+    files = sorted(_folder(model).glob(_FILES))
+    if len(files) == 1:
+        return checkpoints.digest(files[0])
+    pieces = [[file.name, file.resolve().name, file.stat().st_size] for file in files]
+    return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
+
+
+def _class(model: dict):
+    import diffusers
+
+    if model["architecture"] not in _ARCHITECTURES:
+        raise JobFailure(
+            "invalid",
+            f"unknown architecture {model['architecture']!r} of {model['name']}; choose {', '.join(_ARCHITECTURES)}.",
+        )
+    return getattr(diffusers, model["architecture"])
+
+
+def build(model: dict) -> torch.nn.Module:
+    """The transformer with random weights of the config's seed, or the pretrained ones. Without data on the meta device."""
+    kind = _class(model)
+    if model["weights"] == "pretrained":
+        module = kind.from_pretrained(_folder(model), local_files_only=True, torch_dtype=torch.float32)
+    else:
+        torch.manual_seed(model["seed"])
+        module = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in model["config"].items()})
+    return module.eval().requires_grad_(False)
+
+
+def latent(picture: torch.Tensor, channels: int) -> torch.Tensor:
+    """Stand-in latent (1, channels, H/8, W/8) of a picture (3, H, W), about as large as an encoder's."""
+    averages = F.avg_pool2d(picture[None], REDUCTION)
+    mixture = torch.randn(channels, picture.shape[0], generator=torch.Generator().manual_seed(0))
+    return torch.einsum("oc,bchw->bohw", mixture, averages)
+
+
+def _noised(model: dict, clean: torch.Tensor, seed: int) -> torch.Tensor:
+    """The latent at the config's time step: rectified flow, or for PixArt the variance-preserving process it was trained with."""
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    if model["architecture"] != "PixArtTransformer2DModel":
+        share = model["timestep"] / 1000
+        return (1 - share) * clean + share * noise
+    kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[model["timestep"]].item()
+    return kept**0.5 * clean + (1 - kept) ** 0.5 * noise
+
+
+def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
+    """Arguments of :func:`forward` for a picture (3, H, W): the noised latent (B, C, H/8, W/8), text embeddings (B, n, width), the
+    text's mask or pooled embedding (B, n or width), the time step (B,) and, for a distilled model, its guidance (B,).
+
+    Text embeddings are seeded normal; noise and text are the same for the same seed.
+    """
+    text, guidance = model["text"], model.get("guidance")
+    batch = 2 if guidance == "classifier_free" else 1
+    generator = torch.Generator().manual_seed(seed + 1)
+    sample = _noised(model, latent(picture, model["latent"]["channels"]), seed).expand(batch, -1, -1, -1).contiguous()
+    embeddings = torch.randn(batch, text["tokens"], text["width"], generator=generator)
+    second = (
+        torch.randn(batch, text["pooled"], generator=generator) if text["pooled"] else torch.ones(batch, text["tokens"])
+    )
+    times = torch.full((batch,), float(model["timestep"]))
+    distilled = () if batch == 2 or guidance is None else (torch.full((batch,), float(guidance)),)
+    return sample, embeddings, second, times, *distilled
+
+
+def forward(module: torch.nn.Module, sample: torch.Tensor, text, second, times, guidance=None) -> torch.Tensor:
+    """What the transformer predicts of the latent, (B, C, H/8, W/8) with the channels that it has."""
+    kind = type(module).__name__
+    if kind == "FluxTransformer2DModel":
+        return _flux(module, sample, text, second, times, guidance)
+    if kind == "SD3Transformer2DModel":
+        return module(sample, encoder_hidden_states=text, pooled_projections=second, timestep=times).sample
+    extra = {"resolution": None, "aspect_ratio": None}
+    if module.use_additional_conditions:
+        sides = [REDUCTION * side for side in sample.shape[2:]]
+        extra = {
+            "resolution": times.new_tensor(sides).expand(len(sample), -1),
+            "aspect_ratio": times.new_tensor([sides[0] / sides[1]]).expand(len(sample), -1),
+        }
+    output = module(
+        sample, encoder_hidden_states=text, encoder_attention_mask=second, timestep=times, added_cond_kwargs=extra
+    )
+    return output.sample
+
+
+def _flux(module, sample, text, pooled, times, guidance):
+    """Flux takes its latent packed into tokens, 2x2 positions each, and the place of each token beside them."""
+    batch, channels, height, width = sample.shape
+    height, width = height // 2, width // 2
+    tokens = sample.view(batch, channels, height, 2, width, 2).permute(0, 2, 4, 1, 3, 5)
+    tokens = tokens.reshape(batch, height * width, 4 * channels)
+    sides = [torch.arange(side, device=sample.device, dtype=torch.float32) for side in (1, height, width)]
+    places = torch.cartesian_prod(*sides)  # (H*W, 3): 0, row, column
+    output = module(
+        tokens,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=times / 1000,
+        img_ids=places,
+        txt_ids=places.new_zeros(text.shape[1], 3),
+        guidance=guidance,
+    ).sample
+    output = output.view(batch, height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return output.reshape(batch, -1, 2 * height, 2 * width)
