@@ -1,16 +1,22 @@
 """Which backend serves which device.
 
-A backend is a folder with one module for each operator family; modules bear the same names in every backend. `reference`
-is naive and readable and serves as the oracle; `cpu` is fast. ``SIGE_BACKEND=reference`` in the environment, or
-``with backends.forced("reference"):``, sends every call there.
+A backend is a folder with one module for each operator family; modules bear the same names in every backend. `reference` is
+naive and readable and serves as the oracle, on any device; `cpu` is fast; `triton` serves NVIDIA GPUs.
+``SIGE_BACKEND=reference`` in the environment, or ``with backends.forced("reference"):``, sends every call there.
+
+A backend that cannot serve a call raises `Declined` with the reason, before it has written anything: the reason is logged once and
+`reference` serves the call. A backend that is not there at all (its package is not installed) is left out the same way
+where it would be the device's own, and is an error where it was asked for.
 """
 
 import contextlib
 import functools
 import importlib
+import importlib.util
+import logging
 import os
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 FAMILIES = {
     "gather_rows": "gather",
     "scatter_rows_": "gather",
@@ -21,8 +27,15 @@ FAMILIES = {
     "affine_rows": "normalization",
     "tile_moments": "normalization",
 }
-_DEVICE_BACKEND = {"cpu": "cpu"}
+_DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton"}
+_PACKAGE = {"triton": "triton"}  # what a backend imports besides torch
+_EXACT = ("reference", "cpu")  # decline nothing: their functions are called as they are
+_logger = logging.getLogger(__name__)
 _forced = None
+
+
+class Declined(Exception):
+    """Raised by a backend that cannot serve a call; the message is one sentence that says why."""
 
 
 def check(name):
@@ -32,9 +45,64 @@ def check(name):
     return name
 
 
+@functools.lru_cache(maxsize=None)
+def missing(name):
+    """Why backend ``name`` cannot be loaded here, in a few words; None where it can. Imports nothing."""
+    package = _PACKAGE.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        return f"the package {package!r} is not installed"
+    return None
+
+
+def available():
+    """The backends whose packages are installed here, in the order of `BACKENDS`."""
+    return tuple(name for name in BACKENDS if not missing(name))
+
+
+def _refusal(name, device_type):
+    """Why tensors on ``device_type`` cannot go to backend ``name``, and what would be right; None where they can."""
+    if missing(name):
+        return f"kernel backend {name!r} was asked for, but {missing(name)}: install it or unset SIGE_BACKEND"
+    if name == "triton" and device_type == "cpu" and not interpreting():
+        return (
+            "kernel backend 'triton' serves CPU tensors only in Triton's interpreter: "
+            "set TRITON_INTERPRET=1 before Python starts, or unset SIGE_BACKEND"
+        )
+    interpreted = name == "triton" and device_type == "cpu"
+    if name != "reference" and _DEVICE_BACKEND.get(device_type) != name and not interpreted:
+        return f"kernel backend {name!r} cannot serve {device_type} tensors: choose 'reference' or unset SIGE_BACKEND"
+    return None
+
+
+def interpreting():
+    """Whether the environment asks for Triton's interpreter, which runs kernels on the CPU, slowly."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.lru_cache(maxsize=None)
+def _own(device_type):
+    """The device's own backend, or `reference` with the reason logged once. Devices without kernels run on `reference`."""
+    name = _DEVICE_BACKEND.get(device_type, "reference")
+    if missing(name):
+        _logger.warning(
+            "%s tensors run on the kernel backend 'reference', not %r: %s", device_type, name, missing(name)
+        )
+        return "reference"
+    return name
+
+
 def active(device_type="cpu"):
-    """The backend that serves ``device_type`` now. Devices without kernels of their own run on `reference`."""
-    return check(_forced or os.environ.get("SIGE_BACKEND") or _DEVICE_BACKEND.get(device_type, "reference"))
+    """The backend that serves ``device_type`` now: the forced one, else the environment's, else the device's own.
+
+    Raises ValueError for a name that is no backend and RuntimeError for one that was asked for and cannot serve the device.
+    """
+    name = _forced or os.environ.get("SIGE_BACKEND")
+    if not name:
+        return _own(device_type)
+    refusal = _refusal(check(name), device_type)
+    if refusal:
+        raise RuntimeError(refusal)
+    return name
 
 
 @contextlib.contextmanager
@@ -53,6 +121,27 @@ def _load(backend, operator):
     return getattr(importlib.import_module(f"sige.kernels.{backend}.{FAMILIES[operator]}"), operator)
 
 
+@functools.lru_cache(maxsize=None)
+def _say_once(backend, operator, reason):
+    _logger.warning("kernel backend %r leaves %s to 'reference': %s", backend, operator, reason)
+
+
+@functools.lru_cache(maxsize=None)
+def _backed(backend, operator):
+    """A backend's function, with `reference` behind it for the calls that it declines."""
+    serve, otherwise = _load(backend, operator), _load("reference", operator)
+
+    def call(*args):
+        try:
+            return serve(*args)
+        except Declined as reason:
+            _say_once(backend, operator, str(reason))
+        return otherwise(*args)
+
+    return call
+
+
 def implementation(operator, device_type):
     """The function that runs ``operator`` on tensors of ``device_type``."""
-    return _load(active(device_type), operator)
+    backend = active(device_type)
+    return _load(backend, operator) if backend in _EXACT else _backed(backend, operator)

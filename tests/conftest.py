@@ -11,6 +11,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["MPLBACKEND"] = "Agg"
+# Triton's kernels run in its interpreter where there is no NVIDIA GPU. Triton reads this when torch first imports it.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import sige  # noqa: E402, F401  (installs the hook)
 

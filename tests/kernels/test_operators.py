@@ -100,11 +100,11 @@ def test_packed_weights_are_let_go_with_their_weight():
 def test_every_operator_is_in_every_backend():
     found = {
         (name, operator)
-        for name in backends.BACKENDS
+        for name in backends.available()
         for operator in backends.FAMILIES
         if backends._load(name, operator)
     }
-    assert len(found) == len(backends.BACKENDS) * len(backends.FAMILIES)
+    assert len(found) == len(backends.available()) * len(backends.FAMILIES)
 
 
 def test_forced_backend_holds_inside_the_block_only(monkeypatch):
@@ -137,7 +137,7 @@ def test_device_without_kernels_runs_the_reference(monkeypatch):
     assert backends.active("xpu") == "reference"
 
 
-UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, cpu$"
+UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, cpu, triton$"
 
 
 def test_unknown_backend_in_the_environment(monkeypatch):
@@ -168,12 +168,14 @@ def arguments():
 
 
 @pytest.mark.parametrize("name", list(arguments()))
-@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize("backend", backends.available())
 def test_operator_keeps_its_schema(name, backend):
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    args = tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in arguments()[name])
     # Nothing to differentiate: the session runs without gradients, so autograd's own check does not apply.
     with backends.forced(backend), torch.no_grad():
         operator = getattr(torch.ops.sige, name).default
-        results = torch.library.opcheck(operator, arguments()[name], test_utils=("test_schema", "test_faketensor"))
+        results = torch.library.opcheck(operator, args, test_utils=("test_schema", "test_faketensor"))
     assert results == {"test_schema": "SUCCESS", "test_faketensor": "SUCCESS"}
 
 

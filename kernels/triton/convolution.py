@@ -1,0 +1,92 @@
+"""Convolution and linear layer on rows, on a GPU. The contract stands in ``sige.kernels.ops``.
+
+Nothing is gathered or copied on the way: the source map is read where it lies, with whatever strides it has.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+
+from sige.kernels.backends import Declined
+from sige.kernels.triton import launch, product, tiles, weights
+
+_LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
+
+
+def rows_product(source, index, weight, bias, groups=1, tile=0, count=None, dtype=None):
+    """The product behind `conv_rows`, `conv_tiles` and `linear_rows`. Returns (n, O) in ``dtype``, the weight's unless given.
+
+    source: (N, C) of any strides.   index: (n, taps), (T, window) with ``tile`` > 0, or None (row i reads row i).
+    weight: (O, C/groups, kh, kw) or (O, C).   bias: (O,) or None.
+    count: None, or an integer tensor of one element on the device: only so many rows are computed, the others are left unwritten.
+    """
+    launch.serve(source, weight, bias)
+    height, width = weight.shape[2:] if weight.dim() == 4 else (1, 1)
+    rows = source.shape[0] if index is None else index.shape[0] * max(tile * tile, 1)
+    outputs, channels, taps = weight.shape[0], weight.shape[1], height * width
+    out = torch.empty(rows, outputs, dtype=dtype or weight.dtype, device=source.device)
+    if rows == 0:
+        return out
+    window = (tile + height - 1) * (tile + width - 1) if tile else 0
+    arguments = dict(source=source, index=None if index is None else index.contiguous(), bias=bias, out=out, n=rows)
+    arguments.update(weight=weights.matrix(weight) if weight.dim() == 4 else weight.contiguous(), count=count)
+    arguments.update(source_row=source.stride(0), source_column=source.stride(1), IN=channels, OUT=outputs // groups)
+    arguments.update(TAPS=taps, KERNEL_WIDTH=width, TILE=tile, WINDOW_WIDTH=tile + width - 1, WINDOW=window)
+    if groups > 1 and min(channels, outputs // groups) < _LEAST_TENSOR_CORE:
+        _launch_thin(arguments, rows, outputs)
+    else:
+        _launch(arguments, rows, groups)
+    return out
+
+
+def _launch(arguments, rows, groups):
+    """`product` over ``groups``, then the sum of the parts where the summation is split."""
+    weight, out, bias = (arguments[name] for name in ("weight", "out", "bias"))
+    fused = weight.dtype != torch.float32 or launch.precise() == "tf32"
+    chosen = tiles.choose(
+        rows, arguments["OUT"], arguments["IN"], arguments["TAPS"], groups, weight.element_size(), fused,
+        launch.multiprocessors(weight.device),
+    )  # fmt: skip
+    split = chosen.parts > 1
+    arguments.update(PARTS=chosen.parts, STEPS=chosen.steps, BM=chosen.rows, BN=chosen.outputs, BK=chosen.depth)
+    arguments.update(PRECISION=launch.precise(), WIDEN=launch.INTERPRETED and weight.dtype == torch.bfloat16)
+    if split:
+        partial = torch.empty(chosen.parts, *out.shape, dtype=torch.float32, device=out.device)
+        arguments.update(out=partial, bias=None)
+    blocks = triton.cdiv(rows, chosen.rows) * triton.cdiv(arguments["OUT"], chosen.outputs)
+    launch.run(product.product, (blocks, chosen.parts, groups), arguments, chosen.warps, chosen.stages)
+    if split:
+        high, wide = 8, 128
+        arguments = dict(partial=partial, bias=bias, out=out, count=arguments["count"], n=rows, OUTPUTS=out.shape[1])
+        arguments.update(PARTS=chosen.parts, BM=high, BN=wide)
+        launch.run(product.add_parts, (triton.cdiv(rows, high), triton.cdiv(out.shape[1], wide)), arguments)
+
+
+def _launch_thin(arguments, rows, outputs):
+    wide = min(triton.next_power_of_2(outputs), 64)
+    high = min(triton.next_power_of_2(rows), 2048 // wide)
+    arguments.update(OUTPUTS=outputs, BM=high, BN=wide)
+    launch.run(product.thin_product, (triton.cdiv(rows, high), triton.cdiv(outputs, wide)), arguments)
+
+
+def conv_rows(source, index, weight, bias, groups):
+    return rows_product(source, index, weight, bias, groups)
+
+
+def conv_tiles(source, index, tile, weight, bias, groups):
+    # The windows' overlap is left to the caches: neighbouring positions read the same rows at nearly the same time.
+    return rows_product(source, index, weight, bias, groups, tile)
+
+
+def conv_map(image, weight, bias, stride, padding, dilation, groups):
+    # A dense convolution is the vendor library's: what the model itself would call, in the layout that the rest of the step uses.
+    # It keeps torch's own TF32 switch for convolutions, so that a level that runs dense equals the model's own.
+    image = image.contiguous(memory_format=torch.channels_last)
+    out = F.conv2d(image, weight, bias, stride, padding, dilation, groups)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def linear_rows(rows, weight, bias):
+    if rows.dtype != weight.dtype:
+        raise Declined(f"a linear layer's rows ({rows.dtype}) and weight ({weight.dtype}) must have one dtype")
+    return rows_product(rows, None, weight, bias)

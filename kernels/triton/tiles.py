@@ -1,0 +1,60 @@
+"""How a matrix product over active rows is cut into programs, by arithmetic.
+
+No GPU has measured these choices yet. They follow from three facts: a program's accumulators must fit the register file, its
+pipeline the shared memory of the smallest card meant (99 KiB a block on sm_86), and an edit of a few hundred rows must still
+give every multiprocessor something to do, which splitting the summation (split-K) does when rows and outputs alone do not.
+There is no tuning at run time: a first edit would pay for it, and a CUDA graph could not hold it.
+"""
+
+from typing import NamedTuple
+
+SHARED_BYTES = 99 << 10
+_LEAST_STEPS = 4  # a part of a split summation shorter than this costs more than it brings
+_MOST_PARTS = 16
+
+
+class Tiles(NamedTuple):
+    """rows x outputs of a program, depth of one step, parts of a split summation, steps of a part, warps and pipeline stages."""
+
+    rows: int
+    outputs: int
+    depth: int
+    parts: int
+    steps: int
+    warps: int
+    stages: int
+
+
+def _power(value, least, most):
+    """The smallest power of two not below ``value``, held between two powers of two."""
+    return min(max(1 << max(value - 1, 0).bit_length(), least), most)
+
+
+def _ceil(value, step):
+    return -(-value // step)
+
+
+def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=True, multiprocessors=132):
+    """Tiles for ``rows`` active positions, ``outputs`` and ``channels`` of one group and ``taps`` taps.
+
+    ``bytes_per_value`` is that of the operands: 2 or 4. ``fused`` is False where the product is plain float32 on the ordinary
+    arithmetic units, which need registers for operands and gain nothing from large tiles.
+    """
+    most = 128 if fused and bytes_per_value == 2 else 64
+    high, wide = _power(rows, 16, most), _power(outputs, 16, most)
+    depth = _power(channels, 16, 64 if bytes_per_value == 2 else 32)
+    # Few channels: taps and channels share a step, so that it is not mostly padding.
+    steps = _ceil(taps * channels, depth) if channels < depth else taps * _ceil(channels, depth)
+
+    def programs():
+        return _ceil(rows, high) * _ceil(outputs, wide) * groups
+
+    # Smaller tiles before split sums: a split sum is written and read once more, in float32.
+    while programs() < multiprocessors and max(high, wide) > 64:
+        high, wide = (high // 2, wide) if high >= wide else (high, wide // 2)
+    parts = max(1, min(multiprocessors // max(programs(), 1), steps // _LEAST_STEPS, _MOST_PARTS))
+    share = _ceil(steps, parts)
+    parts = _ceil(steps, share)
+    warps = 8 if high * wide > 64 * 128 else 4
+    stages = max(2, min(4, SHARED_BYTES // ((high + wide) * depth * bytes_per_value), share))
+    return Tiles(high, wide, depth, parts, share, warps, stages)
