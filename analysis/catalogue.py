@@ -24,7 +24,7 @@ def build_catalogue(
 ) -> pd.DataFrame:
     """Return one row an item: its state, why, and how many of its cells have each verdict.
 
-    ``figures`` maps (paper, item) to the figure this project draws for it. States: ``reproduced`` (every published
+    ``figures`` maps (paper, item) to the figure or table this project makes of it. States: ``reproduced`` (every published
     number met or beaten), ``partly (n of m)``, ``not run``, ``cannot``.
     """
     rows = []

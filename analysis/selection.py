@@ -3,10 +3,29 @@
 import pandas as pd
 
 DENSE_METHODS = ("dense", "dense_channels_last", "dense_bf16", "dense_compiled")
-METHOD_ORDER = (*DENSE_METHODS, "reference_engine", "sige_public", "sige", "pixel", "incremental", "incremental_bf16")
+METHOD_ORDER = (*DENSE_METHODS, "reference_engine", "sige_public", "sige", "pixel")
+METHOD_ORDER += (
+    "fisedit_radical",
+    "fisedit_full_kv",
+    "fisedit_quality_radical",
+    "fisedit",
+    "incremental",
+    "incremental_bf16",
+)
+NETWORK_ORDER = ("ddpm_church256", "pd_church128", "pd_church256", "gaugan_cityscapes", "gan_compression")
+NETWORK_ORDER += ("gan_compression_small", "gaugan_ngf12", "sd14_unet", "sd14_unet_512", "sd_vae_encoder")
+NETWORK_ORDER += ("sd_vae_encoder_512", "sd_vae_decoder", "sd_vae_decoder_512", "sd21_unet", "sd21_unet_512")
+NETWORK_ORDER += ("sd_inpaint_unet", "instruct_pix2pix_unet", "sdxl_unet", "pixart_alpha", "sd3_medium", "flux_dev")
 HEADLINE_MODEL = "ddpm_church256"
 SMALL_EDITS = ("church-432", "brush-1.2", "rectangle-1.2", "scattered-1.2")
 MIDDLE_EDITS = ("church-423", "brush-15.5", "rectangle-15.5")
+
+
+def own_rows(table: pd.DataFrame, stock_allocator: bool = False) -> pd.DataFrame:
+    """Return the ok rows measured here, of every model, oldest first; see :func:`measured`."""
+    rows = table[(table["status"] == "ok") & (table["provenance"] == "measured")]
+    rows = rows[rows["hardware"].str.endswith("-stock") == stock_allocator]
+    return rows.sort_values("started", kind="stable")
 
 
 def measured(table: pd.DataFrame, model: str = HEADLINE_MODEL, stock_allocator: bool = False) -> pd.DataFrame:
@@ -14,9 +33,22 @@ def measured(table: pd.DataFrame, model: str = HEADLINE_MODEL, stock_allocator: 
 
     Runs under the stock allocator (hardware ``*-stock``) inflate dense times; they are given only when asked for.
     """
-    rows = table[(table["status"] == "ok") & (table["provenance"] == "measured") & (table["model"] == model)]
-    rows = rows[rows["hardware"].str.endswith("-stock") == stock_allocator]
-    return rows.sort_values("started", kind="stable")
+    rows = own_rows(table, stock_allocator)
+    return rows[rows["model"] == model]
+
+
+def networks(rows: pd.DataFrame) -> list[str]:
+    """Return the models of some rows in the order that figures and tables show them; layers on their own are left out."""
+    there = dict.fromkeys(rows[rows["scope"] != "layer"]["model"])
+    rank = {name: place for place, name in enumerate(NETWORK_ORDER)}
+    return sorted(there, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def reference_engine(table: pd.DataFrame, model: str, edit: str) -> dict[str, float]:
+    """Return metric -> value of SIGE's own engine on a model and edit, from the shipped rows; {} where it was not run."""
+    rows = table[(table["provenance"] == "shipped") & (table["method"] == "reference_engine")]
+    rows = rows[(rows["model"] == model) & (rows["edit"] == edit) & ~rows["experiment"].str.endswith("stock-allocator")]
+    return dict(zip(rows["metric"], rows["value"], strict=True))
 
 
 def newest_device(rows: pd.DataFrame) -> str:

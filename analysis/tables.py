@@ -8,13 +8,34 @@ from pathlib import Path
 
 import pandas as pd
 
+from sige.analysis import network_tables
 from sige.analysis.schema import write_atomically
-from sige.analysis.selection import HEADLINE_MODEL, SMALL_EDITS, first_edit, in_order, measured, newest_device, pivot
+from sige.analysis.selection import (
+    HEADLINE_MODEL,
+    SMALL_EDITS,
+    first_edit,
+    in_order,
+    measured,
+    networks,
+    newest_device,
+    own_rows,
+    pivot,
+)
 from sige.analysis.targets import Targets
 
 _METRICS = ["macs", "macs_ratio", "latency", "speedup", "efficiency", "error_rel_l2_in_mask", "error_rel_l2", "psnr"]
 _METRICS += ["state_bytes.total", "peak_memory", "gate"]
-_REFERENCE_STATE = "sige/run-state/ddpm/state"
+# What the reference modules store for a network: table/row of conf/paper/sige_reference.yaml.
+_REFERENCE_STATE = {
+    "ddpm_church256": "run-state/ddpm",
+    "pd_church128": "run-state/pd128-paper",
+    "pd_church256": "run-state/pd256",
+    "gaugan_cityscapes": "run-state/gaugan",
+    "gan_compression": "run-state/gancomp",
+    "sd14_unet": "run-state/sd-unet",
+    "sd_vae_encoder": "run-state/sd-encoder",
+    "sd_vae_decoder": "run-state/sd-decoder",
+}
 # How an edit and a method of ours find their cell among the paper's numbers: table/row of conf/paper/sige.yaml.
 _PAPER_ROWS = {
     ("church-432", "sige"): "sige/efficiency/ddpm-ours",
@@ -69,24 +90,25 @@ def efficiency_table(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFra
 
 
 def state_table(table: pd.DataFrame, targets: Targets) -> pd.DataFrame:
-    """Return the remembered MiB of one step by kind, a row a method and dtype, beside the reference engine's total."""
-    rows = measured(table)
+    """Return the remembered MiB of one step by kind, a row a network, method and dtype, beside the reference engine's total."""
+    rows = own_rows(table)
     rows = rows[rows["metric"].str.startswith("state_bytes.")]
-    rows = rows[rows["edit"] == rows["edit"].iloc[-1]] if len(rows) else rows
-    rows = rows.drop_duplicates(["method", "dtype", "metric"], keep="last")
     kinds = sorted(set(rows["metric"]) - {"state_bytes.total"})
-    cell = targets.cells.get(_REFERENCE_STATE)
-    reference = cell.value if cell is not None and cell.value else math.nan
     out = []
-    for method in in_order(rows["method"]):
-        for dtype, own in rows[rows["method"] == method].groupby("dtype", sort=True):
-            values = own.set_index("metric")["value"]
-            total = values.get("state_bytes.total", math.nan)
-            out.append(
-                {"method": method, "dtype": dtype}
-                | {kind.removeprefix("state_bytes."): values.get(kind, math.nan) for kind in kinds}
-                | {"total (MiB)": total, "reference engine (MiB)": reference, "ratio": total / reference}
-            )
+    for model in networks(rows):
+        own = rows[rows["model"] == model]
+        own = own[own["edit"] == own["edit"].iloc[-1]].drop_duplicates(["method", "dtype", "metric"], keep="last")
+        for method in in_order(own["method"]):
+            cell = targets.cells.get(f"sige/{_REFERENCE_STATE[model]}/state") if model in _REFERENCE_STATE else None
+            reference = cell.value if cell is not None and cell.value else math.nan
+            for dtype, one in own[own["method"] == method].groupby("dtype", sort=True):
+                values = one.set_index("metric")["value"]
+                total = values.get("state_bytes.total", math.nan)
+                out.append(
+                    {"network": model, "method": method, "dtype": dtype}
+                    | {kind.removeprefix("state_bytes."): values.get(kind, math.nan) for kind in kinds}
+                    | {"total (MiB)": total, "reference engine (MiB)": reference, "ratio": total / reference}
+                )
     return pd.DataFrame(out)
 
 
@@ -157,6 +179,19 @@ def all_tables(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) ->
     return {
         "sige-efficiency": (f"Cost of one step of {HEADLINE_MODEL}", efficiency_table(table, targets, verdicts)),
         "sige-allocator": ("Time of one step under both allocator settings", allocator_table(table)),
+        "networks-macs": (
+            "Every network: MACs of one step, and what is remembered",
+            network_tables.counts_table(table, targets, verdicts),
+        ),
+        "sige-stable-diffusion": (
+            "Stable Diffusion at 512x1024: MACs of SIGE's own tables",
+            network_tables.stable_diffusion_table(table, targets),
+        ),
+        "fisedit-table3": (
+            "FISEdit's Table 3: MACs of the U-Net at 768x768",
+            network_tables.fisedit_table(table, targets, verdicts),
+        ),
+        "networks-time": ("Every network: time of one step", network_tables.times_table(table)),
         "sige-state": ("Remembered bytes of one step, MiB by kind", state_table(table, targets)),
         "sige-time-share": ("Time of one step by operator class", time_table(table)),
     }

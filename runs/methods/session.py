@@ -87,5 +87,8 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
         name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
     )
     runner.module = zoo.module(runner.layout, runner.dtype)
-    runner.session = Session(runner.module, policy=_policy(options, zoo.model))
+    grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
+    runner.session = Session(
+        runner.module, policy=_policy(options, zoo.model), token_grid=tuple(grid) if grid else None
+    )
     return runner

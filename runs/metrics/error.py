@@ -10,9 +10,18 @@ from sige.runs.metrics import Reading
 ORDER = 20
 
 
+def at_output(mask, output):
+    """The mask (H, W) at the resolution of an output (B, C, h, w): a cell counts where any pixel that it covers does."""
+    from sige import masks
+
+    size = tuple(output.shape[-2:])
+    return mask if tuple(mask.shape) == size else masks.reduce_max(mask[None], *size)[0]
+
+
 def collect(bench, gate):
     """Rows ``error_max``, ``error_rel_l2``, ``error_rel_l2_in_mask``, ``psnr`` (its peak is the range of the dense
     output) and ``gate``: 1 where each error named in ``gate`` is at most its budget. None for the dense reference."""
+    mask = at_output(bench.mask, bench.reference)
     peak = (bench.reference.max() - bench.reference.min()).item()
     for method in bench.runners:
         output = bench.probes[method].output.float()
@@ -25,8 +34,8 @@ def collect(bench, gate):
             "error_max": max_abs_error(output, bench.reference),
             "error_rel_l2": relative_l2(output, bench.reference),
         }
-        if bench.mask.any():
-            errors["error_rel_l2_in_mask"] = relative_l2_in_mask(output, bench.reference, bench.mask)
+        if mask.any():
+            errors["error_rel_l2_in_mask"] = relative_l2_in_mask(output, bench.reference, mask)
         for metric, value in errors.items():
             yield Reading(method, metric, value, "1", baseline="dense")
         decibel = psnr(output, bench.reference, data_range=peak)

@@ -1,9 +1,11 @@
-"""Names of operators and the classes they fall in."""
+"""Names of operators and the classes they fall in; masks at the resolution of an output."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from sige.runs.metrics import error
 from sige.runs.metrics.time_share import CLASSES, _class_of, classify
 
 
@@ -64,3 +66,14 @@ def test_what_an_operator_does_inside_is_part_of_it(calls, group):
     for name in calls:
         event = SimpleNamespace(name=name, cpu_parent=event)
     assert _class_of(event) == group
+
+
+@pytest.mark.parametrize(
+    "size, share",
+    [pytest.param((4, 4), 1 / 16, id="latents"), pytest.param((16, 16), 1 / 64, id="the mask's own size")]
+    + [pytest.param((32, 32), 1 / 64, id="a decoder's picture")],
+)
+def test_the_mask_is_brought_to_the_outputs_resolution(size, share):
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[4:6, 4:6] = True
+    assert error.at_output(mask, torch.zeros(1, 3, *size)).float().mean() == share
