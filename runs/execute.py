@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sige.runs import rows
+from sige.runs import cells, rows
 from sige.runs.plan import Planned
 from sige.runs.process import Process, WorkerDied
 from sige.runs.progress import Progress
@@ -124,6 +124,7 @@ def _cut_short(job: dict, found: list[dict], status: str, reason: str) -> list[d
 
 def _keep(plan, found, record, store, tracker, bar, outcome) -> None:
     """Store one job's rows and record, and tell how it ended."""
+    found = cells.named(found)
     worst = outcome.add(plan.job, found)
     store.write_record(plan.job["run_id"], record)
     written = store.merge(plan.job["config"], found)
