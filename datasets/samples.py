@@ -36,13 +36,13 @@ def owns(name: str) -> bool:
     return name in names()
 
 
-def search_path(folder: str | None = None) -> list[Path]:
-    """The folders that are looked in, in order; only ``folder`` where one is given."""
+def search_path(folder: str | None = None, name: str = FOLDER) -> list[Path]:
+    """The folders called ``name`` that are looked in, in order; only ``folder`` where one is given."""
     if folder:
         return [Path(folder)]
     roots = [Path(os.environ["SIGE_DATA"])] if os.environ.get("SIGE_DATA") else []
     roots += [_ROOT / "data", _ROOT.parent / "shared" / "data"]
-    return [root / FOLDER for root in roots]
+    return [root / name for root in roots]
 
 
 def files(name: str, folder: str | None = None) -> tuple[Path, ...]:
