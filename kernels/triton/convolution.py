@@ -41,15 +41,18 @@ def rows_product(source, index, weight, bias, groups=1, tile=0, count=None, dtyp
 
 def _launch(arguments, rows, groups):
     """`product` over ``groups``, then the sum of the parts where the summation is split."""
-    weight, out, bias = (arguments[name] for name in ("weight", "out", "bias"))
+    source, index, weight, out, bias = (arguments[name] for name in ("source", "index", "weight", "out", "bias"))
     fused = weight.dtype != torch.float32 or launch.precise() == "tf32"
     chosen = tiles.choose(
         rows, arguments["OUT"], arguments["IN"], arguments["TAPS"], groups, weight.element_size(), fused,
-        launch.multiprocessors(weight.device),
+        launch.multiprocessors(weight.device), index is not None,
     )  # fmt: skip
     split = chosen.parts > 1
     arguments.update(PARTS=chosen.parts, STEPS=chosen.steps, BM=chosen.rows, BN=chosen.outputs, BK=chosen.depth)
     arguments.update(PRECISION=launch.precise(), WIDEN=launch.INTERPRETED and weight.dtype == torch.bfloat16)
+    reach = sum((side - 1) * step for side, step in zip(source.shape, source.stride()))
+    places = max(reach, index.numel() if index is not None else 0, chosen.parts * out.numel())
+    arguments.update(BIG=places >= 1 << 31)
     if split:
         partial = torch.empty(chosen.parts, *out.shape, dtype=torch.float32, device=out.device)
         arguments.update(out=partial, bias=None)

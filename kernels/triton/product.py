@@ -15,7 +15,7 @@ def product(
     source, index, weight, bias, out, count, n, source_row, source_column,
     IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
-    STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BIG: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs. Program axes: tiles of rows and outputs (rows fastest, so that neighbours share weights in the second-level
@@ -24,7 +24,8 @@ def product(
     IN, OUT: channels and outputs of one group. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
     of tiles of TILE x TILE positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
     ``out``: (n, groups*OUT), or float32 parts (PARTS, n, groups*OUT) without bias. ``count``: None, or one integer on the device that
-    says how many of the ``n`` rows there are; the others are not written.
+    says how many of the ``n`` rows there are; the others are not written. BIG: some tensor has 2^31 elements or more; otherwise places
+    are 32-bit numbers, which saves registers.
     """
     blocks = tl.cdiv(n, BM)
     limit = n
@@ -38,7 +39,7 @@ def product(
     m = block * BM + tl.arange(0, BM)
     o = tl.program_id(0) // blocks * BN + tl.arange(0, BN)
     here = m < limit
-    line = m.to(tl.int64)
+    line = m.to(tl.int64) if BIG else m
     if index is not None:
         if TILE == 0:
             base = line * TAPS
@@ -60,9 +61,8 @@ def product(
             if index is None:
                 row = tl.where(here[:, None] & known[None, :], line[:, None], -1)
             else:
-                row = tl.load(
-                    index + base[:, None] + offset[None, :], mask=here[:, None] & known[None, :], other=-1
-                ).to(tl.int64)
+                row = tl.load(index + base[:, None] + offset[None, :], mask=here[:, None] & known[None, :], other=-1)
+                row = row if BIG else row.to(tl.int32)
             inside = row >= 0
             place = row * source_row + c[None, :] * source_column
         else:
@@ -74,7 +74,8 @@ def product(
                 row = tl.where(here & (tap < TAPS), line, -1)
             else:
                 offset = tap if TILE == 0 else tap // KERNEL_WIDTH * WINDOW_WIDTH + tap % KERNEL_WIDTH
-                row = tl.load(index + base + offset, mask=here & (tap < TAPS), other=-1).to(tl.int64)
+                row = tl.load(index + base + offset, mask=here & (tap < TAPS), other=-1)
+                row = row if BIG else row.to(tl.int32)
             known = (c < IN) & (tap < TAPS)
             inside = (row >= 0)[:, None] & (c < IN)[None, :]
             place = row[:, None] * source_row + c[None, :] * source_column

@@ -34,15 +34,15 @@ def _ceil(value, step):
     return -(-value // step)
 
 
-def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=True, multiprocessors=132):
+def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=True, multiprocessors=132, gathered=True):
     """Tiles for ``rows`` active positions, ``outputs`` and ``channels`` of one group and ``taps`` taps.
 
     ``bytes_per_value`` is that of the operands: 2 or 4. ``fused`` is False where the product is plain float32 on the ordinary
-    arithmetic units, which need registers for operands and gain nothing from large tiles.
+    arithmetic units, which need registers for operands and gain nothing from large tiles. ``gathered`` says that row numbers are read.
     """
     most = 128 if fused and bytes_per_value == 2 else 64
     high, wide = _power(rows, 16, most), _power(outputs, 16, most)
-    depth = _power(channels, 16, 64 if bytes_per_value == 2 else 32)
+    depth = _power(channels, 16, 64 if bytes_per_value == 2 else 32 if fused else 16)
     # Few channels: taps and channels share a step, so that it is not mostly padding.
     steps = _ceil(taps * channels, depth) if channels < depth else taps * _ceil(channels, depth)
 
@@ -55,6 +55,9 @@ def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=Tru
     parts = max(1, min(multiprocessors // max(programs(), 1), steps // _LEAST_STEPS, _MOST_PARTS))
     share = _ceil(steps, parts)
     parts = _ceil(steps, share)
-    warps = 8 if high * wide > 64 * 128 else 4
-    stages = max(2, min(4, SHARED_BYTES // ((high + wide) * depth * bytes_per_value), share))
+    warps = 8 if high * wide > (64 * 128 if fused else 32 * 64) else 4
+    # Steps whose copies are under way; a Hopper keeps one more in shared memory. Where row numbers are read first, Triton places
+    # operands half-way between them and the product: twice the stages for as many steps.
+    ahead = max(1, min(3 if fused else 2, SHARED_BYTES // ((high + wide) * depth * bytes_per_value) - 1, share))
+    stages = 2 * ahead + 1 if gathered else ahead + 1
     return Tiles(high, wide, depth, parts, share, warps, stages)

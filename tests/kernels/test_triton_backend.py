@@ -146,35 +146,3 @@ def checkout_python():
         return done.stdout.strip()
 
     return run
-
-
-if "triton" in backends.available():
-    INTERPRETED = not torch.cuda.is_available()
-
-    @pytest.mark.parametrize("operator", ["gather_rows", "conv_rows", "linear_rows", "affine_rows", "tile_moments"])
-    def test_float64_is_left_to_the_reference(operator, caplog):
-        device = "cpu" if INTERPRETED else "cuda"
-        rows = torch.rand(4, 3, dtype=torch.float64, device=device)
-        index = torch.tensor([0, 3], device=device)
-        args = {
-            "gather_rows": (rows, index),
-            "conv_rows": (rows, index[:, None], torch.ones(2, 3, 1, 1, dtype=torch.float64, device=device), None, 1),
-            "linear_rows": (rows, torch.ones(2, 3, dtype=torch.float64, device=device), None),
-            "affine_rows": (rows, rows[:1], rows[1:2], None),
-            "tile_moments": (rows, 2, 1),
-        }[operator]
-        with backends.forced("triton"):
-            got = getattr(ops, operator)(*args)
-        with backends.forced("reference"):
-            exact = getattr(ops, operator)(*args)
-        got, exact = (result if isinstance(result, tuple) else (result,) for result in (got, exact))
-        reason = "its kernels know float32, float16 and bfloat16, not float64"
-        message = f"kernel backend 'triton' leaves {operator} to 'reference': {reason}"
-        assert ([torch.equal(*pair) for pair in zip(got, exact)], said(caplog)) == ([True] * len(got), [message])
-
-    def test_a_linear_layer_of_two_dtypes_is_left_to_the_reference(caplog):
-        device = "cpu" if INTERPRETED else "cuda"
-        rows, weight = torch.ones(2, 3, device=device), torch.ones(4, 3, dtype=torch.bfloat16, device=device)
-        with backends.forced("triton"):
-            out = ops.linear_rows(rows, weight, None)
-        assert (out.dtype, "must have one dtype" in said(caplog)[0]) == (torch.float32, True)

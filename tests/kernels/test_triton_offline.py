@@ -1,0 +1,95 @@
+"""Triton's kernels as compiled for sm_80, sm_86 and sm_90, without such a GPU: what the compiler says of registers, memory and
+instructions. One program compiles them all (`triton_offline.py`); it takes some 15 seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sige.kernels.triton import compaction, gather, normalization, product
+
+CAPABILITIES = (80, 86, 90)
+SHARED_BYTES = 99 << 10  # what a block may have on sm_86, the least of the three
+REGISTERS = {"product": 200}  # a thread; 65536 a multiprocessor, so that a block of 256 threads fits
+OTHER_REGISTERS = 72
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """{(case, capability, kernel): facts}"""
+    program = Path(__file__).with_name("triton_offline.py")
+    env = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "SIGE_BACKEND")}
+    env |= {"PYTHONPATH": str(program.parents[2]), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    command = [sys.executable, str(program), *map(str, CAPABILITIES)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for name, facts in json.loads(done.stdout).items():
+        case, capability, _, kernel = name.rsplit(" ", 3)
+        found[case, int(capability.removeprefix("sm_")), kernel] = facts
+    return found
+
+
+@pytest.fixture(params=CAPABILITIES, ids=lambda capability: f"sm_{capability}")
+def here(request, compiled):
+    """{(case, kernel): facts} of one kind of GPU."""
+    return {(case, kernel): facts for (case, sm, kernel), facts in compiled.items() if sm == request.param}
+
+
+def tensor_core_products(here, word):
+    return {case: facts for (case, kernel), facts in here.items() if kernel == "product" and word in case}
+
+
+def test_every_kernel_is_compiled(here):
+    modules = (compaction, gather, normalization, product)
+    jit = type(product.product)
+    kernels = {name for module in modules for name, value in vars(module).items() if type(value) is jit}
+    assert {kernel for _, kernel in here} == kernels
+
+
+def test_nothing_is_spilled(here):
+    assert {key: facts["local"] for key, facts in here.items() if facts["local"]} == {}
+
+
+def test_registers_stay_within_budget(here):
+    over = {
+        key: facts["registers"]
+        for key, facts in here.items()
+        if facts["registers"] > REGISTERS.get(key[1], OTHER_REGISTERS)
+    }
+    assert over == {}
+
+
+def test_shared_memory_fits_the_smallest_card(here):
+    assert {key: facts["shared"] for key, facts in here.items() if facts["shared"] > SHARED_BYTES} == {}
+
+
+@pytest.mark.parametrize("word", ["float16", "bfloat16", "tf32"])
+def test_products_use_tensor_cores(here, word):
+    used = {case: facts["mma"] > 0 for case, facts in tensor_core_products(here, word).items()}
+    assert used and all(used.values()), used
+
+
+def test_exact_float32_uses_none(here):
+    used = {case: facts["mma"] for case, facts in tensor_core_products(here, "float32").items()}
+    assert used == {"conv few rows float32": 0, "conv many rows float32": 0}
+
+
+def test_hopper_uses_its_own_instructions(compiled):
+    used = {
+        case: facts["wgmma"]
+        for (case, capability, kernel), facts in compiled.items()
+        if (capability, kernel) == (90, "product") and "float32" not in case
+    }
+    assert used and all(used.values()), used
+
+
+def test_rows_are_copied_sixteen_bytes_at_a_time_while_the_last_ones_are_multiplied(here):
+    # All but three channels, whose rows are too short.
+    used = {case: facts["wide_copies"] for case, facts in tensor_core_products(here, "16").items()}
+    assert [case for case, copies in used.items() if not copies] == ["conv of 3 channels float16"]

@@ -1,0 +1,158 @@
+"""Compiles Triton's kernels for GPUs that are not there, as a program of its own: ``python triton_offline.py CAPABILITY ...``.
+
+The operators are called on tensors without data (device "meta"), and every launch is caught and compiled with the argument types and
+the divisibility that a real launch would see. Prints one JSON object, {"case capability number kernel": facts}: registers a
+thread, bytes of local memory (spills) and of shared memory, how often tensor-core instructions and asynchronous copies of
+16 bytes occur. It must not run with TRITON_INTERPRET set.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import sige  # noqa: F401
+from sige.kernels.triton import compaction, convolution, gather, launch, normalization
+
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32",
+    torch.uint8: "*u8",
+}  # fmt: skip
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def empty(*shape, dtype=torch.float16):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def numbers(*shape):
+    return empty(*shape, dtype=torch.int64)
+
+
+def convolved(rows, channels, outputs, taps, dtype, groups=1, count=None, tile=0):
+    """A 3x3 or 1x1 convolution of ``rows`` positions with ``channels`` in and ``outputs`` out."""
+    side = int(taps**0.5)
+    index = numbers(rows // tile**2, (tile + side - 1) ** 2) if tile else numbers(rows, taps)
+    weight, bias = empty(outputs, channels // groups, side, side, dtype=dtype), empty(outputs, dtype=dtype)
+    convolution.rows_product(empty(65536, channels, dtype=dtype), index, weight, bias, groups, tile, count)
+
+
+def normalised(dtype):
+    rows, scale = empty(800, 128, dtype=dtype), empty(2, 128, dtype=dtype)
+    normalization.affine_rows(rows, scale, scale, numbers(800))
+    normalization.affine_rows(rows, scale[:1], scale[:1], None)
+    normalization.tile_moments(empty(12800, 128, dtype=dtype), 800, 32)
+
+
+def copied(dtype):
+    gather.gather_rows(empty(65536, 128, dtype=dtype), numbers(800))
+    gather.scatter_rows_(empty(65536, 128, dtype=dtype), numbers(800), empty(800, 128, dtype=dtype))
+
+
+def compacted():
+    mask = empty(2, 256, 256, dtype=torch.bool)
+    active = compaction.allocate(mask, 2048)
+    compaction.compact_(mask, active)
+    compaction.tap_rows_(active.rows, numbers(2048, 9), (256, 256), (3, 3), padding=(1, 1))
+
+
+def cases():
+    """Name -> what to call. Sizes are those of a 1 % and a 15 % edit of a pixel U-Net and of a latent one."""
+    counted = empty(1, dtype=torch.int32)
+    for name, dtype in HALVES.items():
+        yield f"conv few rows {name}", lambda dtype=dtype: convolved(800, 128, 128, 9, dtype)
+        yield f"conv many rows {name}", lambda dtype=dtype: convolved(20000, 256, 256, 9, dtype)
+        yield (
+            f"linear {name}",
+            lambda dtype=dtype: convolution.linear_rows(
+                empty(4096, 320, dtype=dtype), empty(1280, 320, dtype=dtype), empty(1280, dtype=dtype)
+            ),
+        )
+    yield "conv split float16", lambda: convolved(64, 512, 512, 9, torch.float16)
+    yield "conv of 3 channels float16", lambda: convolved(800, 3, 128, 9, torch.float16)
+    yield "conv counted float16", lambda: convolved(2048, 128, 128, 9, torch.float16, count=counted)
+    yield "conv tiles float16", lambda: convolved(16384, 128, 128, 9, torch.float16, tile=4)
+    yield "conv groups float16", lambda: convolved(800, 128, 128, 9, torch.float16, groups=4)
+    yield "depthwise float16", lambda: convolved(800, 128, 128, 9, torch.float16, groups=128)
+    yield "conv few rows float32", lambda: convolved(800, 128, 128, 9, torch.float32)
+    yield "conv many rows float32", lambda: convolved(20000, 256, 256, 9, torch.float32)
+    yield "conv many rows tf32", lambda: tf32(convolved, 20000, 256, 256, 9, torch.float32)
+    yield "copies float16", lambda: copied(torch.float16)
+    yield "normalisation float16", lambda: normalised(torch.float16)
+    yield "compaction", compacted
+
+
+def tf32(call, *args):
+    torch.set_float32_matmul_precision("high")
+    try:
+        call(*args)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def compiled(kernel, arguments, warps, stages, capability):
+    """What Triton makes of one launch."""
+    unspecialised = set(kernel.do_not_specialize or ())
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        name = parameter.name
+        value = arguments.get(name)
+        fixed = parameter.is_constexpr or value is None or (value is not None and type(value) is int and value == 1)
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif fixed and name not in unspecialised:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            signature[name] = "i32"
+            if name not in unspecialised and value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+
+
+def facts(made):
+    """Registers, local and shared memory and tensor-core instructions of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        used = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    number = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", used)}
+    return {
+        "registers": number["REG"],
+        "local": number["STACK"] + number["LOCAL"],
+        "shared": made.metadata.shared,
+        "mma": len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async)", made.asm["ptx"])),
+        "wgmma": made.asm["ptx"].count("wgmma.mma_async"),
+        "wide_copies": len(re.findall(r"\bcp\.async\.cg\.", made.asm["ptx"])),
+    }
+
+
+def main(capabilities):
+    launches, found = [], {}
+    launch.run = lambda kernel, grid, arguments, warps=4, stages=2: launches.append(
+        (kernel, dict(arguments), warps, stages)
+    )
+    for case, call in cases():
+        launches.clear()
+        call()
+        for capability in capabilities:
+            for number, (kernel, *rest) in enumerate(launches):
+                name = f"{case} sm_{capability} {number} {kernel.__name__}"
+                found[name] = facts(compiled(kernel, *rest, capability))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main([int(text) for text in sys.argv[1:]])
