@@ -45,7 +45,11 @@ def networks(rows: pd.DataFrame) -> list[str]:
 
 
 def reference_engine(table: pd.DataFrame, model: str, edit: str) -> dict[str, float]:
-    """Return metric -> value of SIGE's own engine on a model and edit, from the shipped rows; {} where it was not run."""
+    """Return metric -> value of SIGE's own engine on a model and edit, from the shipped rows; {} where it was not run.
+
+    It was run on rectangles; a generated edit of a label map is one too.
+    """
+    edit = edit.replace("labels-", "rectangle-")
     rows = table[(table["provenance"] == "shipped") & (table["method"] == "reference_engine")]
     rows = rows[(rows["model"] == model) & (rows["edit"] == edit) & ~rows["experiment"].str.endswith("stock-allocator")]
     return dict(zip(rows["metric"], rows["value"], strict=True))

@@ -96,6 +96,17 @@ def load(
     return _pair(folder, eps, dilation) if name == PAIR else _generated(name, height, width, seed, dilation)
 
 
+def areas(edit: Edit, eps: float = 1e-3, **options) -> dict[str, float]:
+    """Shares of the map in which an edit differs before its mask was grown: ``raw``, the labels alone, and ``with_edges``."""
+    from sige import masks
+
+    parts = {"raw": slice(CLASSES), "with_edges": slice(None)}
+    return {
+        name: masks.difference_mask(edit.original[part], edit.edited[part], eps).float().mean().item()
+        for name, part in parts.items()
+    }
+
+
 def _pair(folder, eps, dilation):
     """From the real map to the one with a car put in."""
     from sige import masks
