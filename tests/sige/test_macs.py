@@ -142,3 +142,10 @@ def test_tiles_cost_more_than_pixels(unet, small, images):
             unet(edited, 500)
         cost[name] = effect.macs
     assert cost["pixel"] < cost["sige"] >= cost["sige_public"]
+
+
+def test_a_linear_layer_on_a_transposed_sequence_is_linear():
+    """(B, C, N) seen as (B, N, C): PyTorch multiplies by an expanded weight, batch by batch."""
+    layer = torch.nn.Linear(6, 5, device="meta")
+    found = macs.count(lambda x: layer(x.transpose(1, 2)), torch.empty(2, 6, 7, device="meta"))
+    assert found.by_kind == {"conv": 0, "linear": 2 * 7 * 6 * 5, "attention": 0}
