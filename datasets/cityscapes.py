@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from sige.datasets import samples, shapes
 from sige.datasets.edit import Edit, MissingSample, UnknownEdit
@@ -73,7 +72,8 @@ def semantics(labels: torch.Tensor, instances: torch.Tensor) -> torch.Tensor:
     """What the generators take: one channel for each class and the edges between instances, float32 (36, H, W)."""
     if labels.min() < 0 or labels.max() >= CLASSES:
         raise ValueError(f"labels are Cityscapes ids, 0 to {CLASSES - 1}, not {labels.min()} to {labels.max()}.")
-    return torch.cat([F.one_hot(labels, CLASSES).permute(2, 0, 1).float(), edges(instances)[None]])
+    one_hot = torch.zeros(CLASSES, *labels.shape).scatter_(0, labels[None], 1.0)
+    return torch.cat([one_hot, edges(instances)[None]])
 
 
 def load(
