@@ -64,7 +64,7 @@ def joint_set(parts):
     )  # ids are safe: the joint set holds its parts
     known = first.__dict__.setdefault("_joints", {})
     if key not in known:
-        hosts = tuple(part if isinstance(part, int) else part._host or part for part in parts)
+        hosts = tuple(part if isinstance(part, int) else _host(part) for part in parts)
         if any(host is not part for host, part in zip(hosts, parts)):
             known[key] = _moved(joint_set(hosts), tuple(parts), first.device)
         else:
@@ -85,6 +85,13 @@ def text_set(image, length, active):
             )
         known[length, active] = made
     return known[length, active]
+
+
+def _host(part):
+    """A set on the meta device as one that has its data."""
+    if part.device.type != "meta":
+        return part
+    return part._host or ActiveSet.everything(part.batch, part.height, part.width, kind=part.kind)
 
 
 def _segment(part, sample):

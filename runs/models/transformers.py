@@ -4,8 +4,7 @@ The config names the class as ``architecture`` and its arguments as ``config``. 
 ``latent.channels``; ``text.tokens``, ``text.width`` and ``text.pooled`` (0: no pooled embedding); ``timestep``, of 1000; and
 ``guidance``: ``classifier_free`` runs a batch of two, without and with the text, a number is what a distilled model is told.
 
-Without trained weights there is no picture encoder to go with them: latents are 8x8 averages of the picture, mixed into the latent's
-channels by a fixed random matrix, and noised. They differ wherever the picture does, and nowhere else.
+Latents are stand-ins, made from the picture without an encoder and noised: see :mod:`sige.runs.models.latents`.
 """
 
 import hashlib
@@ -13,12 +12,13 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from sige.runs.errors import JobFailure
+from sige.runs.models.diffusers_folder import check_config
+from sige.runs.models.latents import REDUCTION, stand_in
 
 CHANGED = (0,)
-REDUCTION = 8  # pixels of the picture a side of a latent position
+PATCH = 2  # latent positions along a side of one image token, in all three
 _FILES = "diffusion_pytorch_model*.safetensors"
 _ARCHITECTURES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 
@@ -71,18 +71,13 @@ def build(model: dict) -> torch.nn.Module:
     """The transformer with random weights of the config's seed, or the pretrained ones. Without data on the meta device."""
     kind = _class(model)
     if model["weights"] == "pretrained":
-        module = kind.from_pretrained(_folder(model), local_files_only=True, torch_dtype=torch.float32)
+        folder = _folder(model)
+        check_config(model, folder)
+        module = kind.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
     else:
         torch.manual_seed(model["seed"])
         module = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in model["config"].items()})
     return module.eval().requires_grad_(False)
-
-
-def latent(picture: torch.Tensor, channels: int) -> torch.Tensor:
-    """Stand-in latent (1, channels, H/8, W/8) of a picture (3, H, W), about as large as an encoder's."""
-    averages = F.avg_pool2d(picture[None], REDUCTION)
-    mixture = torch.randn(channels, picture.shape[0], generator=torch.Generator().manual_seed(0))
-    return torch.einsum("oc,bchw->bohw", mixture, averages)
 
 
 def _noised(model: dict, clean: torch.Tensor, seed: int) -> torch.Tensor:
@@ -101,10 +96,16 @@ def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor,
 
     Text embeddings are seeded normal; noise and text are the same for the same seed.
     """
+    side = REDUCTION * PATCH
+    if picture.shape[1] % side or picture.shape[2] % side:
+        raise JobFailure(
+            "invalid",
+            f"{model['name']} cuts a picture into tokens of {side}x{side} pixels: {picture.shape[1]}x{picture.shape[2]} does not fit.",
+        )
     text, guidance = model["text"], model.get("guidance")
     batch = 2 if guidance == "classifier_free" else 1
     generator = torch.Generator().manual_seed(seed + 1)
-    sample = _noised(model, latent(picture, model["latent"]["channels"]), seed).expand(batch, -1, -1, -1).contiguous()
+    sample = _noised(model, stand_in(picture, model["latent"]["channels"]), seed).expand(batch, -1, -1, -1).contiguous()
     embeddings = torch.randn(batch, text["tokens"], text["width"], generator=generator)
     second = (
         torch.randn(batch, text["pooled"], generator=generator) if text["pooled"] else torch.ones(batch, text["tokens"])
@@ -137,9 +138,9 @@ def forward(module: torch.nn.Module, sample: torch.Tensor, text, second, times, 
 def _flux(module, sample, text, pooled, times, guidance):
     """Flux takes its latent packed into tokens, 2x2 positions each, and the place of each token beside them."""
     batch, channels, height, width = sample.shape
-    height, width = height // 2, width // 2
-    tokens = sample.view(batch, channels, height, 2, width, 2).permute(0, 2, 4, 1, 3, 5)
-    tokens = tokens.reshape(batch, height * width, 4 * channels)
+    height, width = height // PATCH, width // PATCH
+    tokens = sample.view(batch, channels, height, PATCH, width, PATCH).permute(0, 2, 4, 1, 3, 5)
+    tokens = tokens.reshape(batch, height * width, -1)
     sides = [torch.arange(side, device=sample.device, dtype=torch.float32) for side in (1, height, width)]
     places = torch.cartesian_prod(*sides)  # (H*W, 3): 0, row, column
     output = module(
@@ -151,5 +152,5 @@ def _flux(module, sample, text, pooled, times, guidance):
         txt_ids=places.new_zeros(text.shape[1], 3),
         guidance=guidance,
     ).sample
-    output = output.view(batch, height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return output.reshape(batch, -1, 2 * height, 2 * width)
+    output = output.view(batch, height, width, -1, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+    return output.reshape(batch, -1, PATCH * height, PATCH * width)

@@ -88,3 +88,9 @@ def test_without_data_the_numbers_stay(image, device):
 
 def test_without_data_the_mask_is_still_known(image):
     assert torch.equal(joint_set((2, image.on("meta"))).mask(), joint_set((2, image)).mask())
+
+
+def test_without_data_a_full_map_stands_beside_forgotten_text():
+    image = ActiveSet.everything(1, 2, 3, "meta")
+    joint = joint_set((text_set(image, 2, False), image))
+    assert (joint.device.type, joint.count, joint.mask().flatten().tolist()) == ("meta", 6, [False] * 2 + [True] * 6)

@@ -156,7 +156,7 @@ class Run:
 def test_full_mask_equals_the_dense_model(network, batch):
     kind, module = network
     run = Run(kind, module, torch.ones(batch, kind.side, kind.side, dtype=torch.bool))
-    assert (run.error() < 1e-4, run.effect.fallbacks, run.effect.macs == run.effect.dense_macs) == (True, [], True)
+    assert (run.error() < 1e-4, run.effect.fallbacks, run.effect.macs <= run.effect.dense_macs) == (True, [], True)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
