@@ -30,35 +30,32 @@ def _affine(
     tl.store(out + line[:, None] * WIDTH + c[None, :], values.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _moments(
-    rows, mean_out, squares_out, rows_row, rows_column,
-    POSITIONS: tl.constexpr, PER_GROUP: tl.constexpr, GROUPS: tl.constexpr, BG: tl.constexpr, BV: tl.constexpr,
+    rows, mean_out, squares_out, n, rows_row, rows_column,
+    POSITIONS: tl.constexpr, PER_GROUP: tl.constexpr, GROUPS: tl.constexpr, BP: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    # Two passes, mean first: the sum of squares less the square of the sum would lose what a large mean hides. The tile is in the
-    # first-level cache the second time.
-    tile = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * BG + tl.arange(0, BG)
+    # A program takes BP of the n pairs of tile and group. Two passes, mean first: the sum of squares less the square of the sum would
+    # lose what a large mean hides. The tile is in the first-level cache the second time.
+    pair = tl.program_id(0) * BP + tl.arange(0, BP)
     value = tl.arange(0, BV)
     count: tl.constexpr = POSITIONS * PER_GROUP
-    total = tl.zeros((BG, BV), tl.float32)
+    corner = (pair // GROUPS).to(tl.int64) * POSITIONS * rows_row + pair % GROUPS * PER_GROUP * rows_column
+    total = tl.zeros((BP, BV), tl.float32)
     for start in range(0, count, BV):
         v = start + value
-        place = (tile * POSITIONS + v // PER_GROUP)[None, :] * rows_row
-        place += (group[:, None] * PER_GROUP + (v % PER_GROUP)[None, :]) * rows_column
-        inside = (group < GROUPS)[:, None] & (v < count)[None, :]
-        total += tl.load(rows + place, mask=inside, other=0).to(tl.float32)
+        place = corner[:, None] + (v // PER_GROUP * rows_row + v % PER_GROUP * rows_column)[None, :]
+        total += tl.load(rows + place, mask=(pair < n)[:, None] & (v < count)[None, :], other=0).to(tl.float32)
     mean = tl.sum(total, 1) / count
-    total = tl.zeros((BG, BV), tl.float32)
+    total = tl.zeros((BP, BV), tl.float32)
     for start in range(0, count, BV):
         v = start + value
-        place = (tile * POSITIONS + v // PER_GROUP)[None, :] * rows_row
-        place += (group[:, None] * PER_GROUP + (v % PER_GROUP)[None, :]) * rows_column
-        inside = (group < GROUPS)[:, None] & (v < count)[None, :]
+        place = corner[:, None] + (v // PER_GROUP * rows_row + v % PER_GROUP * rows_column)[None, :]
+        inside = (pair < n)[:, None] & (v < count)[None, :]
         centred = tl.load(rows + place, mask=inside, other=0).to(tl.float32) - mean[:, None]
         total += tl.where(inside, centred * centred, 0.0)
-    tl.store(mean_out + tile * GROUPS + group, mean, mask=group < GROUPS)
-    tl.store(squares_out + tile * GROUPS + group, tl.sum(total, 1), mask=group < GROUPS)
+    tl.store(mean_out + pair, mean, mask=pair < n)
+    tl.store(squares_out + pair, tl.sum(total, 1), mask=pair < n)
 
 
 def affine_rows(rows, scale, shift, sample):
@@ -83,9 +80,10 @@ def tile_moments(rows, tiles, groups):
         return tuple(moments)
     positions, per_group = rows.shape[0] // tiles, rows.shape[1] // groups
     held = min(triton.next_power_of_2(positions * per_group), _BLOCK)
-    together = min(triton.next_power_of_2(groups), max(1, _BLOCK // held))
-    arguments = dict(rows=rows, mean_out=moments[0], squares_out=moments[1], rows_row=rows.stride(0))
+    pairs = tiles * groups
+    together = min(triton.next_power_of_2(pairs), max(1, _BLOCK // held))
+    arguments = dict(rows=rows, mean_out=moments[0], squares_out=moments[1], n=pairs, rows_row=rows.stride(0))
     arguments.update(rows_column=rows.stride(1), POSITIONS=positions, PER_GROUP=per_group, GROUPS=groups)
-    arguments.update(BG=together, BV=held)
-    launch.run(_moments, (tiles, triton.cdiv(groups, together)), arguments)
+    arguments.update(BP=together, BV=held)
+    launch.run(_moments, (triton.cdiv(pairs, together),), arguments)
     return tuple(moments)
