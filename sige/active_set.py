@@ -12,12 +12,24 @@ class ActiveSet:
     tile_index: (T,) int64 flat tile numbers in the grid of H/tile x W/tile tiles of each sample, or None.
     segments: for each sample the (start, stop) of its rows.
     overhang: (m, 3) sample, row and column of positions outside the map that are computed all the same and thrown away.
+    kind: the family of the set, the same in a recording and in every edit: ``level`` for a resolution's own set, ("inner", side) for
+        one that is always part of it, else whatever tells it from others of its resolution.
     """
 
     def __init__(
-        self, batch, height, width, index=None, tile=0, tile_index=None, segments=None, device="cpu", overhang=None
+        self,
+        batch,
+        height,
+        width,
+        index=None,
+        tile=0,
+        tile_index=None,
+        segments=None,
+        device="cpu",
+        overhang=None,
+        kind="level",
     ):
-        self.batch, self.height, self.width = batch, height, width
+        self.batch, self.height, self.width, self.kind = batch, height, width, kind
         self.device = index.device if index is not None else torch.device(device)
         self.index, self.tile, self.tile_index = index, tile, tile_index
         self.full = index is None
@@ -27,15 +39,37 @@ class ActiveSet:
         self.segments = [(b * area, (b + 1) * area) for b in range(batch)] if self.full else segments
         self._row_of = None
         self._sample = None
+        self._others = None
         self._found = {}
+        self._host = None  # of a set on the meta device: the same set with its data
 
     @classmethod
-    def everything(cls, batch, height, width, device="cpu"):
+    def everything(cls, batch, height, width, device="cpu", kind="level"):
         """All positions, in row-major order."""
-        return cls(batch, height, width, device=device)
+        return cls(batch, height, width, device=device, kind=kind)
+
+    def on(self, device):
+        """This set for maps on ``device``. On ``meta`` only the numbers of rows are left; questions of content go to this one."""
+        if torch.device(device) == self.device:
+            return self
+        moved = [part if part is None else part.to(device) for part in (self.index, self.tile_index, self.overhang)]
+        other = ActiveSet(
+            self.batch,
+            self.height,
+            self.width,
+            moved[0],
+            self.tile,
+            moved[1],
+            self.segments,
+            device,
+            moved[2],
+            self.kind,
+        )
+        other._host = self if other.device.type == "meta" else None
+        return other
 
     @classmethod
-    def from_tiles(cls, tiles, tile, height, width, overhang=False):
+    def from_tiles(cls, tiles, tile, height, width, overhang=False, kind="level"):
         """Set of tiles from a bool grid (B, rows, columns) that covers the map (B, H, W) or more.
 
         Positions outside the map are left out; with ``overhang`` they are listed as such.
@@ -66,7 +100,11 @@ class ActiveSet:
             tile, tile_index = 0, None
         else:
             tile_index = _regrid(tile_index, tiles.shape, height // tile, width // tile)
-        return cls(batch, height, width, flat, tile, tile_index, segments, overhang=outside)
+        return cls(batch, height, width, flat, tile, tile_index, segments, overhang=outside, kind=kind)
+
+    def within(self, other):
+        """Whether this set is part of ``other`` for every mask, by their families."""
+        return other.kind == "level" and isinstance(self.kind, tuple) and self.kind[0] == "inner"
 
     @property
     def computed(self):
@@ -104,13 +142,28 @@ class ActiveSet:
         """Row numbers in this set of the positions of ``other``; -1 where missing. Returns (rows, complete)."""
         found = self._found.get(id(other))
         if found is None:
-            rows = self.row_of()[other.positions]
-            found = (rows, bool((rows >= 0).all()), other)  # keeping `other` alive keeps its id its own
+            if self._host is not None:
+                rows, complete = self._host.rows_for(other._host or other)
+                found = (rows.to("meta"), complete, other)
+            else:
+                rows = self.row_of()[other.positions]
+                found = (rows, bool((rows >= 0).all()), other)  # keeping `other` alive keeps its id its own
             self._found[id(other)] = found
         return found[0], found[1]
 
+    def others(self):
+        """Flat rows of the positions that are not active, in order; (B*H*W - n,) int64."""
+        if self._others is None:
+            if self._host is not None:
+                self._others = self._host.others().to("meta")
+            else:
+                self._others = (~self.mask()).flatten().nonzero().flatten()
+        return self._others
+
     def mask(self):
         """Bool (B, H, W) map of the set."""
+        if self._host is not None:
+            return self._host.mask()
         if self.full:
             return torch.ones(self.shape, dtype=torch.bool, device=self.device)
         flat = torch.zeros(self.batch * self.height * self.width, dtype=torch.bool, device=self.index.device)

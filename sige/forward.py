@@ -6,7 +6,7 @@ import inspect
 import torch
 from torch.overrides import TorchFunctionMode
 
-from sige.active_tensor import ActiveTensor, full_rows, full_view, rows_at
+from sige.active_tensor import ActiveTensor, full_view, rows_at
 from sige.errors import PathError
 from sige.kernels import ops
 from sige.memory import describe
@@ -20,6 +20,7 @@ class Forward:
     plan: FullPlan or Plan.
     memory: the StepMemory written or read.
     journal: of the edit, None while recording.
+    conditioning: the Conditioning of this pass: what does not depend on the maps.
     """
 
     def __init__(self, policy, memory, plan, path, journal=None):
@@ -29,6 +30,10 @@ class Forward:
         self.path = path
         self.macs = {"conv": 0, "linear": 0, "attention": 0}
         self.fallbacks = []
+        self.conditioning = None
+        self.projections = {}  # storage of a linear layer's output rows -> (input, weight, bias), for kv="reprojected"
+        self.resized = {}  # label maps brought to a level's resolution
+        self.input_maps = ()  # the call's inputs that are maps
         self._calls = {}
         self._position = 0
 
@@ -69,6 +74,10 @@ class Forward:
     def is_dense_here(self):
         """Whether the module that runs now is one that the policy keeps dense."""
         return self.policy.is_dense_module(self.path[-1])
+
+    def is_input_map(self, tensor):
+        """Whether ``tensor`` is one of the maps that the model was called with."""
+        return any(tensor is other for other in self.input_maps)
 
     # -- remembering -------------------------------------------------------------------------------------------------
 
@@ -117,34 +126,45 @@ class Forward:
         if not isinstance(x, ActiveTensor):
             return x
         key = self.key(operator)
-        if x.source is not None and x.settled:
-            full = x.source
-        else:
-            full = self.keep_map(key, "fallback" if operator == "fallback" else "exit", x.active, x.rows)
+        if x.source is None:
+            x.source = self.keep_map(key, "fallback" if operator == "fallback" else "exit", x.active, x.rows)
+        full = x.source
         view = full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
         if x.scale != 1:
             view = torch.nn.functional.interpolate(view, scale_factor=x.scale, mode="nearest")
         return torch.nn.functional.pad(view, x.pad) if x.pad != (0, 0, 0, 0) else view
 
     def resite(self, x, active):
-        """Rows (n, features...) of ``x`` at another set; what is missing comes from the remembered map behind ``x``."""
+        """Rows (n, features...) of ``x`` at another set of its resolution.
+
+        Where that set may have positions which ``x`` does not compute, the map of ``x`` is remembered, so that it has them all.
+        Which is the case is known from the sets' families, so that a recording and its edits agree.
+        """
         if x.active is active:
             return x.rows
-        if x.active.full:
-            return ops.gather_rows(x.rows.flatten(1), active.positions).view(-1, *x.rows.shape[1:])
-        if x.source is not None:
-            return ops.gather_rows(x.source, active.positions).to(x.dtype).view(-1, *x.rows.shape[1:])
-        rows, complete = x.active.rows_for(active)
-        if not complete:
-            raise PathError(
-                f"at {self.path[-1] or 'the root module'} the policy {self.policy.name!r} needs positions that nothing computed or "
-                "remembered; use a policy with geometry='level', such as 'incremental'"
-            )
-        return x.rows.index_select(0, rows)
+        features = x.rows.shape[1:]
+        if x.source is None and not active.within(x.active):
+            x.source = self.keep_map(self.key("resite"), "resited", x.active, x.rows)
+        if x.source is not None and not x.active.full:
+            rows = ops.gather_rows(x.source, active.positions).to(x.dtype)
+        elif active.full and x.active.full:
+            return x.rows
+        elif x.active.full:
+            rows = ops.gather_rows(x.rows.flatten(1), active.positions)
+        else:
+            return x.rows.index_select(0, x.active.rows_for(active)[0])
+        return rows.view(-1, *features)
 
-    def rows_of(self, plain, axes):
-        """A plain map as a matrix of all positions (B*H*W, features...)."""
-        return full_rows(plain, axes)
+    def at_level(self, x):
+        """``x`` (axes with h and w, no padding outstanding) at its level's own set, outstanding nearest up-sampling carried out."""
+        if x.scale == 1:
+            level = self.plan.level_set(x.active.height, x.active.width)
+            return x if x.active is level else ActiveTensor(self.resite(x, level), level, x.axes, x.source)
+        level = self.plan.level_set(x.active.height * x.scale, x.active.width * x.scale)
+        if x.source is None:
+            x.source = self.keep_map(self.key("upsample"), "upsampled", x.active, x.rows)
+        rows = ops.gather_rows(x.source, self.plan.parents(level, x.scale)).to(x.dtype)
+        return ActiveTensor(rows.view(-1, *x.rows.shape[1:]), level, x.axes)
 
 
 @functools.lru_cache(maxsize=None)
@@ -167,5 +187,8 @@ class Following(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         rule = self._rules.get(func)
         if rule is not None and (not kwargs or _accepts(rule, len(args), tuple(kwargs))):
-            return rule(self._forward, func, *args, **kwargs) if kwargs else rule(self._forward, func, *args)
-        return self._otherwise(self._forward, func, args, kwargs or {})
+            out = rule(self._forward, func, *args, **kwargs) if kwargs else rule(self._forward, func, *args)
+        else:
+            out = self._otherwise(self._forward, func, args, kwargs or {})
+        self._forward.conditioning.follow(args, kwargs, out)
+        return out

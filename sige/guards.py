@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from sige.errors import ChangedInputError, MaskError, ModelError, NonFiniteError
+from sige.masks import reduce_max
 
 
 def find_model(model):
@@ -92,13 +93,18 @@ def images(inputs):
 
 
 def fit_mask(mask, recorded):
-    """A mask (B or 1, H, W) broadcast to the recorded batch. MaskError when no recorded input has its resolution."""
+    """A mask (B or 1, H, W) broadcast to the recorded batch.
+
+    Its resolution is that of a recorded input map, or finer by a whole factor: that of the picture behind a latent. MaskError
+    when it is neither.
+    """
     maps = images(recorded)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in maps.items()) or "no map (B, C, H, W) at all"
-    fitting = [value for value in maps.values() if value.shape[2:] == mask.shape[1:]]
+    fitting = [value for value in maps.values() if _finer(mask.shape[1:], value.shape[2:])]
     if not fitting:
         raise MaskError(
-            f"the edit mask is {tuple(mask.shape[1:])}, the recording has {shapes}: give the mask at that resolution"
+            f"the edit mask is {tuple(mask.shape[1:])}, the recording has {shapes}: give the mask at that resolution, or finer by a "
+            "whole factor"
         )
     batch = fitting[0].shape[0]
     if mask.shape[0] not in (1, batch):
@@ -106,6 +112,11 @@ def fit_mask(mask, recorded):
             f"the edit mask has batch {mask.shape[0]}, the recording has {shapes}: give one mask, or one a sample"
         )
     return mask.expand(batch, -1, -1)
+
+
+def _finer(size, map_size):
+    factors = {side / other for side, other in zip(size, map_size)}
+    return len(factors) == 1 and factors.pop().is_integer()
 
 
 def check_unchanged(inputs, recorded, mask, declared):
@@ -134,8 +145,10 @@ def _compare(name, now, then, mask):
         raise ChangedInputError(
             f"input {name!r} is {tuple(now.shape)} {now.dtype}, the recording has {tuple(then.shape)} {then.dtype}: they must agree"
         )
-    if now.dim() == 4 and now.shape[2:] == mask.shape[1:]:
-        outside = (now != then).any(1) & ~mask
+    if now.is_meta:
+        return
+    if now.dim() == 4 and now.shape[0] == mask.shape[0] and _finer(mask.shape[1:], now.shape[2:]):
+        outside = (now != then).any(1) & ~reduce_max(mask.to(now.device), *now.shape[2:])
         if outside.any():
             sample, y, x = outside.nonzero()[0].tolist()
             raise ChangedInputError(

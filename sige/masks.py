@@ -46,6 +46,11 @@ def reduce_max(mask, height, width):
     return F.adaptive_max_pool2d(mask[:, None].float(), (height, width))[:, 0] > 0
 
 
+def in_tiles(mask, tile):
+    """Bool grid (B, ceil(H/tile), ceil(W/tile)): the tiles of a mask (B, H, W) that hold a True position."""
+    return F.max_pool2d(mask[:, None].float(), tile, tile, ceil_mode=True)[:, 0] > 0
+
+
 def halve_bilinear(values):
     """Float mask (B, H, W) at half the resolution by bilinear interpolation (the mean of 2x2 on even sides)."""
     size = ((values.shape[1] + 1) // 2, (values.shape[2] + 1) // 2)

@@ -112,16 +112,16 @@ class StepMemory:
                 "tensors that the model returned from inside a recorded layer"
             )
 
-    def bytes_by_kind(self):
-        """Bytes of remembered tensors by kind; storage that two entries share counts once."""
-        sizes, seen = {}, set()
+    def bytes_by_kind(self, seen=None):
+        """Bytes of remembered tensors by kind; storage that two entries share counts once, and none that is in ``seen``."""
+        sizes, seen = {}, set() if seen is None else seen
         tensors = [(entry.kind, tensor) for entry in self.entries.values() for tensor in entry.tensors()]
         tensors += [("output", leaf) for leaf in self.output or () if isinstance(leaf, torch.Tensor)]
         tensors += [("input", leaf) for leaf in (self.inputs or {}).values() if isinstance(leaf, torch.Tensor)]
         for kind, tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
                 sizes[kind] = sizes.get(kind, 0) + storage.nbytes()
         return sizes
 

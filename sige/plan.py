@@ -42,6 +42,27 @@ def canonical_window(height, width):
     return Window((height, width), (height, width), (3, 3), (1, 1), (1, 1), (1, 1))
 
 
+def set_kind(policy, window):
+    """Family of the active set with which a convolution's output is computed: see ``ActiveSet.kind``."""
+    if policy.geometry == "level":
+        return "level"
+    if policy.geometry == "tile":
+        return "level" if window.stride == (1, 1) and window.scale == 1 else ("tile", window.stride, window.scale)
+    if window.canonical:
+        return "level"
+    return ("inner", policy.block) if window.pointwise else window
+
+
+def token_kind(policy):
+    """Family of the set that token sequences are kept at."""
+    if policy.token_block is None:
+        return "level"
+    if policy.geometry == "level":
+        return ("tokens", policy.token_block)
+    same = policy.geometry == "window" and policy.token_block == policy.block or policy.block % policy.token_block == 0
+    return ("inner", policy.token_block) if same else ("tokens", policy.token_block)
+
+
 def halvings(base, height, width):
     """How many times a level (height, width) is half of ``base`` (H, W), the resolution of the mask."""
     return round(math.log2(max(base[0] / height, base[1] / width)))
@@ -60,7 +81,10 @@ _WIDE_TILE, _MANY_TILES = 8, 128
 
 
 class FullPlan:
-    """The plan of a recording: every set is full. Keeps the list of what was asked, for plans of edits to prepare."""
+    """The plan of a recording: every set is full, one for each family and size as in a plan of an edit.
+
+    Keeps the list of what was asked, for plans of edits to prepare.
+    """
 
     def __init__(self, policy, batch, size, device):
         self.policy, self.batch, self.size, self.device = policy, batch, size, device
@@ -74,23 +98,45 @@ class FullPlan:
     def level_set(self, height, width):
         """Full set of a level."""
         self.requests[("level", height, width)] = None
-        if (height, width) not in self._sets:
-            self._sets[height, width] = ActiveSet.everything(self.batch, height, width, self.device)
-        return self._sets[height, width]
+        return self._everything(height, width, "level")
+
+    def token_set(self, height, width):
+        """Full set of the tokens of a level."""
+        self.requests[("tokens", height, width)] = None
+        return self._everything(height, width, token_kind(self.policy))
 
     def conv_set(self, window):
         """Full set of a convolution's output."""
         self.requests[("conv", window)] = None
-        return self.level_set(*window.out_size)
+        return self._everything(*window.out_size, set_kind(self.policy, window))
+
+    def _everything(self, height, width, kind):
+        if (height, width, kind) not in self._sets:
+            made = ActiveSet.everything(self.batch, height, width, self.device, kind)
+            self._sets[height, width, kind] = made
+        return self._sets[height, width, kind]
+
+    def parents(self, chosen, scale):
+        """See :func:`parents`."""
+        return parents(chosen, scale)
 
 
 class Plan:
-    """The plan of an edit: ``mask`` bool (B, H, W) at the input's resolution, under ``policy``."""
+    """The plan of an edit: ``mask`` bool (B, H, W) under ``policy``.
 
-    def __init__(self, mask, policy):
+    size: (H, W) of the model's input map, which the steps of ``block`` and ``dilation`` start from; the mask's where not given.
+    finest: (H, W) of the finest map that the model makes (a decoder's is finer than its input).
+    device: where the model computes, if not where the mask is. A plan for the meta device is made where the mask is.
+    """
+
+    def __init__(self, mask, policy, size=None, finest=None, device=None):
         self.mask, self.policy = mask, policy
         self.batch, self.height, self.width = mask.shape
-        self.size = (self.height, self.width)
+        self.size = size or (self.height, self.width)
+        self.device = mask.device if device is None else torch.device(device)
+        if self.device.type != "meta":
+            self.mask = mask.to(self.device)
+        self._finest = finest or self.size
         self._check_block()
         self._values = {}
         self._masks = {}
@@ -103,6 +149,8 @@ class Plan:
         for kind, *what in requests:
             if kind == "level":
                 self.level_set(*what)
+            elif kind == "tokens":
+                self.token_set(*what)
             elif not self.policy.is_dense_level(*what[0].size):
                 chosen = self.conv_set(*what)
                 if not chosen.full and not what[0].pointwise:
@@ -110,16 +158,15 @@ class Plan:
 
     def _check_block(self):
         block = self.policy.at("block", 0)
-        if self.policy.geometry == "level" and (self.height % block or self.width % block):
-            fits = [n for n in (1, 2, 4, 8, 16, 32) if not (self.height % n or self.width % n)]
+        height, width = self.size
+        if self.policy.geometry == "level" and (height % block or width % block):
+            fits = [n for n in (1, 2, 4, 8, 16, 32) if not (height % n or width % n)]
             raise PolicyError(
-                f"policy block={block} does not fit a {self.height}x{self.width} mask: choose a divisor of both sides, "
+                f"policy block={block} does not fit a {height}x{width} map: choose a divisor of both sides, "
                 f"such as {', '.join(map(str, fits))}"
             )
-        if block > min(self.height, self.width):
-            raise PolicyError(
-                f"policy block={block} does not fit a {self.height}x{self.width} mask: choose a smaller one"
-            )
+        if block > min(height, width):
+            raise PolicyError(f"policy block={block} does not fit a {height}x{width} map: choose a smaller one")
 
     def tile_side(self, height, width):
         """See :func:`tile_side`."""
@@ -128,12 +175,13 @@ class Plan:
     def _halvings(self, height, width):
         return halvings(self.size, height, width)
 
-    def _chain(self, height, width):
-        """Sizes from the mask's own down to (height, width), halving; a lone jump where halving does not lead there."""
-        sizes = [(self.height, self.width)]
+    def _chain(self, height, width, start=None):
+        """Sizes from ``start``, the mask's own, down to (height, width), halving; a lone jump where halving does not lead there."""
+        start = start or (self.height, self.width)
+        sizes = [start]
         while sizes[-1][0] > height or sizes[-1][1] > width:
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
-        return sizes if sizes[-1] == (height, width) else [(self.height, self.width), (height, width)]
+        return sizes if sizes[-1] == (height, width) else [start, (height, width)]
 
     def mask_at(self, height, width):
         """The edited positions at a resolution, dilated, before any tiling: bool (B, height, width)."""
@@ -163,8 +211,8 @@ class Plan:
         """Our active positions at a level: dilated, covering the finer level's, in whole tiles."""
         if (height, width) not in self._level_masks:
             wanted = self.mask_at(height, width)
-            sizes = self._chain(height, width)
-            if len(sizes) > 1:
+            sizes = self._chain(height, width, self._finest)
+            if len(sizes) > 1 and sizes[-2] != (height, width):
                 wanted = wanted | masks.reduce_max(self._nested_mask(*sizes[-2]), height, width)
             tile = self.tile_side(height, width)
             tiles = masks.reduce_max(wanted, height // tile, width // tile)
@@ -173,23 +221,44 @@ class Plan:
 
     def level_set(self, height, width):
         """The active set of a level (height, width)."""
-        if self.policy.geometry == "window":
-            return self.conv_set(canonical_window(height, width))
-        if (height, width) not in self._sets:
-            active = self._nested_mask(height, width)
-            tile = self.tile_side(height, width)
-            tiles = masks.reduce_max(active, height // tile, width // tile)
-            self._sets[height, width] = self._finish(tiles, tile, height, width)
-        return self._sets[height, width]
+        if self.policy.geometry == "level":
+            return self._set(height, width, "level", self._nested_tiles)
+        return self.conv_set(canonical_window(height, width))
+
+    def _nested_tiles(self, height, width):
+        tile = self.tile_side(height, width)
+        return tile, masks.reduce_max(self._nested_mask(height, width), height // tile, width // tile)
 
     def conv_set(self, window):
         """The output positions that a convolution computes."""
+        kind = set_kind(self.policy, window)
         if self.policy.geometry == "level":
             return self.level_set(*window.out_size)
-        if window not in self._sets:
-            tile, tiles = self._window_tiles(window)
-            self._sets[window] = self._finish(tiles, tile, *window.out_size)
-        return self._sets[window]
+        if self.policy.geometry == "tile":
+            return self._set(*window.out_size, kind, lambda *_: self._input_tiles(window))
+        if kind == "level":
+            window = canonical_window(*window.out_size)
+        return self._set(*window.out_size, kind, lambda *_: self._window_tiles(window))
+
+    def token_set(self, height, width):
+        """The active tokens of a level (height, width): whole tiles of ``token_block`` that hold an edited position."""
+        kind, tile = token_kind(self.policy), self.policy.token_block
+        if kind == "level":
+            return self.level_set(height, width)
+        return self._set(height, width, kind, lambda *_: (tile, masks.in_tiles(self.mask_at(height, width), tile)))
+
+    def _set(self, height, width, kind, tiles_of):
+        if (height, width, kind) not in self._sets:
+            tile, tiles = tiles_of(height, width)
+            self._sets[height, width, kind] = self._finish(tiles, tile, height, width, kind)
+        return self._sets[height, width, kind]
+
+    def _input_tiles(self, window):
+        """FISEdit's rule: the tiles of the input (before up-sampling) that hold an edited position, as tiles of the output."""
+        height, width = (side // window.scale for side in window.size)
+        block = self.policy.at("block", self._halvings(height, width))
+        tile = max(1, block * window.scale // window.stride[0])
+        return tile, masks.in_tiles(self.mask_at(height, width), block)
 
     def _window_tiles(self, window):
         """SIGE's rule: an output tile is active when its input window, halo included, meets the mask."""
@@ -214,11 +283,18 @@ class Plan:
             )
         return out[0][0], pooled
 
-    def _finish(self, tiles, tile, height, width):
+    def _finish(self, tiles, tile, height, width, kind):
         above = self.policy.dense_above
         if above is not None and tiles.float().mean().item() > above:
-            return ActiveSet.everything(self.batch, height, width, tiles.device)
-        return ActiveSet.from_tiles(tiles, tile, height, width, self.policy.overhang)
+            return ActiveSet.everything(self.batch, height, width, self.device, kind)
+        return ActiveSet.from_tiles(tiles, tile, height, width, self.policy.overhang, kind).on(self.device)
+
+    def parents(self, chosen, scale):
+        """See :func:`parents`; made once."""
+        key = ("parents", scale, id(chosen))
+        if key not in self._windows:
+            self._windows[key] = (parents(chosen, scale), chosen)
+        return self._windows[key][0]
 
     def reads(self, chosen, window):
         """What a convolution reads at ``chosen``: (index, tile) for ``conv_tiles`` where that pays, else (index, 0) for ``conv_rows``.
@@ -251,6 +327,13 @@ class Plan:
         if key not in self._windows:
             self._windows[key] = (_window_rows(chosen, window), chosen)
         return self._windows[key][0]
+
+
+def parents(chosen, scale):
+    """(n,) int64: for each position of ``chosen`` the row of the position ``scale`` times coarser that nearest up-sampling copies."""
+    places, area = chosen.positions, chosen.height * chosen.width
+    sample, y, x = places // area, places // chosen.width % chosen.height, places % chosen.width
+    return (sample * (chosen.height // scale) + y // scale) * (chosen.width // scale) + x // scale
 
 
 def _window_rows(chosen, window):

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sige import guards
 from sige.active_tensor import ActiveTensor, full_view
+from sige.conditioning import Conditioning, Shared
 from sige.effect import Effect
 from sige.errors import ChangedInputError, RecordingError
 from sige.forward import Following, Forward
@@ -48,13 +49,14 @@ class Session:
         self._edited = []
         self._path = [""]
         self._busy = False
+        self._shared = Shared()
 
     # -- the four verbs ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def record(self):
         """Remember each forward of the model inside the block. Replaces an earlier recording once the block ends well."""
-        steps = []
+        steps, self._shared = [], Shared()
 
         def forward(call, args, kwargs):
             steps.append(None)
@@ -89,7 +91,7 @@ class Session:
         for step in self._steps:
             step.check_untouched()
         plan = None if empty and not changed else self._plan(mask)
-        effect = Effect()
+        effect, self._shared = Effect(), Shared()
 
         def forward(call, args, kwargs):
             return self._edit_step(effect, mask, plan, changed, call, args, kwargs)
@@ -124,9 +126,9 @@ class Session:
 
     def state_bytes(self):
         """Bytes remembered over all steps, by kind."""
-        total = {}
+        total, seen = {}, set()
         for step in self._steps:
-            for kind, size in step.bytes_by_kind().items():
+            for kind, size in step.bytes_by_kind(seen).items():
                 total[kind] = total.get(kind, 0) + size
         return total
 
@@ -151,6 +153,7 @@ class Session:
         device = tensors[0].device if tensors else torch.device("cpu")
         plan = FullPlan(self.policy, batch, size, device)
         forward = Forward(self.policy, memory, plan, self._path)
+        self._tell_apart(forward, inputs)
         _, output, tree = self._run(forward, call, *self._activated(forward, tokens, args, kwargs))
         memory.check_untouched(recording=True)
         memory.inputs = _copied(inputs)
@@ -179,7 +182,9 @@ class Session:
             return self._dense_step(effect, memory, mask, call, args, kwargs)
         journal = self._journals.setdefault(number, Journal())
         forward = Forward(self.policy, memory, plan, self._path, journal)
-        forward.refresh_text = bool(self.policy.text_refresh) and number % self.policy.text_refresh == 0
+        self._tell_apart(forward, inputs, changed)
+        every = self.policy.text_refresh
+        forward.refresh_text = bool(changed) or every is not None and number % every == 0
         try:
             args, kwargs = self._activated(forward, tokens, args, kwargs)
             leaves, output, tree = self._run(forward, call, args, kwargs, memory.output)
@@ -199,6 +204,14 @@ class Session:
         effect.add(memory.dense_macs, memory.dense_macs, torch.ones_like(mask), [])
         self._edited.append((memory, None, None, (call, *_copied((args, kwargs)))))
         return output
+
+    def _tell_apart(self, forward, inputs, changed=()):
+        """Tell a forward which of its inputs are maps and which condition it."""
+        maps = guards.images(inputs)
+        others = {name: value for name, value in inputs.items() if name not in maps}
+        constant = {id(tensor) for tensor in self.model.buffers()}
+        forward.input_maps = tuple(maps.values())
+        forward.conditioning = Conditioning(others, changed, constant, self._shared)
 
     def _inputs(self, args, kwargs):
         """The inputs by name, and the one among them that is a map of tokens, or None. It stands there as the map that it is."""
@@ -252,13 +265,24 @@ class Session:
         """The plan of a mask; the last few are kept, so that repeated edits of one region plan once."""
         key = (mask.shape, mask.cpu().numpy().tobytes())
         if key not in self._plans:
-            plan = Plan(mask, self.policy)
-            for step in self._steps:
-                plan.prepare(step.requests)
+            requests = {request: None for step in self._steps for request in step.requests}
+            plan = Plan(mask, self.policy, *self._sizes(requests), self._device())
+            plan.prepare(requests)
             while len(self._plans) >= _PLANS_KEPT:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = plan
         return self._plans[key]
+
+    def _sizes(self, requests):
+        """Sizes (H, W) of the recorded input map and of the finest map that the model made."""
+        maps = guards.images(self._steps[0].inputs)
+        size = tuple(next(iter(maps.values())).shape[2:]) if maps else (1, 1)
+        levels = [what[0].out_size if kind == "conv" else tuple(what) for kind, *what in requests]
+        return size, max([size, *levels])
+
+    def _device(self):
+        tensors = [value for value in self._steps[0].inputs.values() if isinstance(value, torch.Tensor)]
+        return tensors[0].device if tensors else None
 
     def _take_back(self):
         for number, journal in self._journals.items():

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor, full_view
+from sige.errors import PolicyError
+from sige.kernels import ops
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
@@ -20,6 +22,7 @@ def attention(
     layouts = all(not isinstance(x, ActiveTensor) or x.axes == _HEADS for x in tensors)
     if (
         not layouts
+        or forward.is_dense_here()
         or not isinstance(query, ActiveTensor)
         or not _fits(forward, attn_mask, query, key)
         or is_causal
@@ -36,7 +39,7 @@ def _fits(forward, mask, query, key):
     """Whether a mask (B or 1, heads or 1, queries or 1, keys) can be cut to the active queries; no mask always can."""
     if mask is None:
         return True
-    whole = not isinstance(key, ActiveTensor) or forward.policy.kv == "remembered"
+    whole = not isinstance(key, ActiveTensor) or forward.policy.kv != "active"
     shape = tuple(mask.shape)
     fits = len(shape) == 4 and shape[0] in (1, query.shape[0]) and shape[2] in (1, query.shape[2])
     return fits and whole and not isinstance(mask, ActiveTensor)
@@ -62,6 +65,8 @@ def _rows(forward, query, key, value, scale, mask=None):
     place = forward.key("attention")
     if isinstance(key, ActiveTensor) and forward.policy.kv == "remembered":
         key, value = (_whole(forward, (*place[:1], name, place[2]), x) for name, x in (("key", key), ("value", value)))
+    elif isinstance(key, ActiveTensor) and forward.policy.kv == "reprojected":
+        key, value = _reprojected(forward, (*place[:1], "tokens", place[2]), key, value)
     outputs = []
     for sample, (start, stop) in enumerate(query.active.segments):
         queries = query.rows[start:stop].transpose(0, 1)[None]
@@ -78,6 +83,33 @@ def _whole(forward, key, x):
     """Keys or values of all positions, (B, heads, H*W, width): the remembered ones with the active rows brought up to date."""
     full = forward.keep_map(key, "kv", x.active, x.rows)
     return full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
+
+
+def _reprojected(forward, place, key, value):
+    """Keys and values of all positions, projected from remembered tokens: those that the edit left alone, anew at every step."""
+    made = [forward.projections.get(x.rows.untyped_storage()._cdata) for x in (key, value)]
+    if None in made or made[0][0] is not made[1][0]:
+        raise PolicyError(
+            f"policy kv='reprojected' finds no linear layer that makes keys and values from the same tokens at "
+            f"{forward.path[-1] or 'the root module'}: use kv='remembered'"
+        )
+    tokens = made[0][0]
+    full = forward.keep_map(place, "kv_tokens", tokens.active, tokens.rows)
+    return [_projected(forward, full, x, weight, bias) for x, (_, weight, bias, _) in zip((key, value), made)]
+
+
+def _projected(forward, full, x, weight, bias):
+    """Keys or values (B, heads, H*W, width) from tokens ``full`` (B*H*W, C); the active rows were projected already."""
+    rows = x.rows.flatten(1)
+    if not x.active.full:
+        others = x.active.others()
+        forward.count("linear", others.numel() * weight.numel())
+        whole = rows.new_empty(full.shape[0], rows.shape[1])
+        ops.scatter_rows_(whole, x.active.positions, rows)
+        rest = ops.linear_rows(ops.gather_rows(full, others).to(weight.dtype), weight, bias)
+        ops.scatter_rows_(whole, others, rest.to(rows.dtype))
+        rows = whole
+    return full_view(rows.view(-1, *x.rows.shape[1:]), x.active, x.axes)
 
 
 def _of_sample(x, sample):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from sige.active_tensor import ActiveTensor
+from sige.active_tensor import ActiveTensor, full_rows
 from sige.kernels import ops
 from sige.plan import Window
 from sige.rules.autocast import cast
@@ -80,12 +80,7 @@ def _sparse(forward, input, weight, bias, groups, window):
     else:
         rows = _spatial(forward, key, input, weight, bias, groups, window, chosen)
     out = ActiveTensor(rows, chosen, _IMAGE)
-    if not forward.is_sparse_level(*window.out_size):
-        return forward.densify(out)
-    if forward.policy.geometry == "window" and not window.canonical:
-        # Another set than the level's own: whoever needs the rest of the level's rows finds it in the remembered output.
-        out.source = forward.keep_map((*key[:1], "conv_output", key[2]), "conv_output", chosen, rows)
-    return out
+    return out if forward.is_sparse_level(*window.out_size) else forward.densify(out)
 
 
 def _pointwise(forward, input, weight, bias, groups, chosen):
@@ -100,12 +95,11 @@ def _pointwise(forward, input, weight, bias, groups, chosen):
 
 def _spatial(forward, key, input, weight, bias, groups, window, chosen):
     if isinstance(input, ActiveTensor):
-        source = input.source
-        if source is None:
-            source = forward.keep_map(key, "conv_input", input.active, input.rows)
-        batch, view = input.active.batch, input.active
+        if input.source is None:  # shared by all convolutions of this map
+            input.source = forward.keep_map(key, "conv_input", input.active, input.rows)
+        source, batch, view = input.source, input.active.batch, input.active
     else:
-        source, batch, view = forward.rows_of(input, _IMAGE), input.shape[0], None
+        source, batch, view = full_rows(input, _IMAGE), input.shape[0], None
     if not chosen.full:
         index, tile = forward.plan.reads(chosen, window)
         if tile:

@@ -13,23 +13,47 @@ from sige.rules.registry import rule
 @rule(F.linear)
 def linear(forward, func, input, weight, bias=None):
     if not isinstance(input, ActiveTensor):
-        forward.count("linear", input.numel() // weight.shape[-1] * weight.numel())
-        if (
-            forward.recording
-            or weight.dim() != 2
-            or input.dtype != weight.dtype
-            or torch.is_autocast_enabled(input.device.type)
-        ):
-            return func(input, weight, bias)
-        return ops.linear_rows(input.reshape(-1, weight.shape[1]), weight, bias).view(
-            *input.shape[:-1], weight.shape[0]
-        )
+        if input in forward.conditioning and isinstance(weight, torch.nn.Parameter):
+            return _conditioning(forward, func, input, weight, bias)
+        return _plain(forward, func, input, weight, bias)
+    if forward.is_dense_here():
+        return _plain(forward, func, forward.densify(input), weight, bias)
     if isinstance(weight, ActiveTensor) or input.axes[-1] != "f" or input.axes.count("f") != 1 or not input.settled:
         forward.count("linear", input.shape.numel() // weight.shape[-1] * weight.shape.numel())
         return otherwise(forward, func, (input, weight, bias), {})
     input, weight, bias = cast(input, weight, bias)
     forward.count("linear", input.active.count * weight.numel())
-    return input.with_rows(ops.linear_rows(input.rows, weight, bias))
+    out = input.with_rows(ops.linear_rows(input.rows, weight, bias))
+    if forward.policy.kv == "reprojected":
+        forward.projections[out.rows.untyped_storage()._cdata] = (input, weight, bias, out.rows)
+    return out
+
+
+def _plain(forward, func, input, weight, bias):
+    forward.count("linear", input.numel() // weight.shape[-1] * weight.numel())
+    if (
+        forward.recording
+        or weight.dim() != 2
+        or input.dtype != weight.dtype
+        or torch.is_autocast_enabled(input.device.type)
+    ):
+        return func(input, weight, bias)
+    return ops.linear_rows(input.reshape(-1, weight.shape[1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
+
+
+def _conditioning(forward, func, input, weight, bias):
+    """A layer on time or text: it runs where its input changed, and once only for steps that have the same input."""
+    key, shared = forward.key("linear"), forward.conditioning.shared
+    if not forward.recording and not forward.conditioning.is_changed(input):
+        return forward.recall(key)
+    out = shared.find(key, input)
+    if out is None:
+        out = _plain(forward, func, input, weight, bias)
+        shared.keep(key, input, out)
+    elif forward.recording:
+        forward.count("linear", input.numel() // weight.shape[-1] * weight.numel())
+    forward.keep_value(key, "conditioning", out)
+    return out
 
 
 @rule(

@@ -32,10 +32,42 @@ def group_norm(forward, func, input, num_groups, weight=None, bias=None, eps=1e-
         return _plain(forward, func, forward.densify(input), num_groups, weight, bias, eps)
     if not isinstance(input, ActiveTensor):
         input = forward.activate(input, _LAYOUTS[0])
-    key = forward.key("norm")
     if forward.policy.norm == "cached":
-        return _cached(forward, key, input, num_groups, weight, bias, eps)
-    return _incremental(forward, key, input, num_groups, weight, bias, eps)
+        return _cached(forward, forward.key("norm"), input, num_groups, weight, bias, eps)
+    return _incremental(forward, forward.key("norm"), input, num_groups, weight, bias, eps)
+
+
+@rule(F.batch_norm)
+def batch_norm(
+    forward, func, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    """With running statistics an affine map of each channel; with those of the batch there is no rule."""
+    place = input.axes.index("f") if isinstance(input, ActiveTensor) and "f" in input.axes else None
+    if training or place != 1 or input.axes.count("f") != 1 or any(input.pad):
+        return otherwise(forward, func, (input, running_mean, running_var, weight, bias, training, momentum, eps), {})
+    scale = (running_var.float() + eps).rsqrt()
+    scale = scale if weight is None else scale * weight.float()
+    shift = -running_mean.float() * scale if bias is None else bias.float() - running_mean.float() * scale
+    return input.with_rows(ops.affine_rows(input.rows, scale[None].to(input.dtype), shift[None].to(input.dtype)))
+
+
+@rule(F.instance_norm)
+def instance_norm(
+    forward,
+    func,
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    """A group norm whose groups are single channels; with running statistics a batch norm."""
+    if not use_input_stats:
+        return batch_norm(forward, F.batch_norm, input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return group_norm(forward, F.group_norm, input, input.shape[1], weight, bias, eps)
 
 
 def _plain(forward, func, input, num_groups, weight, bias, eps):
@@ -92,6 +124,9 @@ def _cached(forward, key, x, num_groups, weight, bias, eps):
 
 
 def _incremental(forward, key, x, num_groups, weight, bias, eps):
+    if x.active.kind != "level":
+        level = forward.plan.level_set(x.active.height, x.active.width)
+        x = ActiveTensor(forward.resite(x, level), level, x.axes)
     tile = forward.plan.tile_side(x.active.height, x.active.width)
     totals = (*key[:1], "norm_totals", key[2])
     if x.active.full:
@@ -125,10 +160,8 @@ def _moments_of_map(image, num_groups, tile):
 
 def _updated(forward, key, totals, x, num_groups, tile, eps):
     """Statistics (B, groups) of the edited map; brings the remembered tile sums and totals up to date."""
-    active = x.active
-    if tile not in (1, active.tile):
-        active = forward.plan.level_set(active.height, active.width)
-    rows, tile_index = forward.resite(x, active), active.positions if tile == 1 else active.tile_index
+    active, rows = x.active, x.rows
+    tile_index = active.positions if tile == 1 else active.tile_index
     count = tile * tile * (x.rows.shape[1] // num_groups)
     new = torch.cat(ops.tile_moments(rows, tile_index.numel(), num_groups), 1)
     entry = forward.memory.recall(key)

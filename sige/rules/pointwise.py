@@ -70,7 +70,7 @@ def _aligned(other, like):
     if not spread:
         return other.permute([axes.index("b"), *(i for i in range(like.dim()) if i != axes.index("b"))]).reshape(
             shape[axes.index("b")], *(shape[i] for i in features)
-        )[active.positions // (active.height * active.width)]
+        )[active.sample()]
     expanded = [like.shape[i] if axes[i] in "bhwp" else shape[i] for i in range(like.dim())]
     return rows_at(other.expand(expanded), axes, active)
 
@@ -89,8 +89,20 @@ def _keeps_padding(func, first, second):
     return func in _QUOTIENTS and isinstance(first, ActiveTensor)
 
 
+def _settled(forward, x, other):
+    """``x`` with outstanding up-sampling carried out where ``other`` differs from position to position."""
+    if not isinstance(x, ActiveTensor) or x.scale == 1 or any(x.pad) or x.axes != ("b", "f", "h", "w"):
+        return x
+    if isinstance(other, ActiveTensor):
+        alike = other.scale == x.scale and other.active is x.active
+        return x if alike else forward.at_level(x)
+    spatial = isinstance(other, T) and other.dim() >= 2 and max(other.shape[-2:]) > 1
+    return forward.at_level(x) if spatial else x
+
+
 def _binary_rows(forward, first, second):
     """The two operands as rows, and an active tensor that says where they are; None when no rule applies."""
+    first, second = _settled(forward, first, second), _settled(forward, second, first)
     actives = [x for x in (first, second) if isinstance(x, ActiveTensor)]
     like = actives[0]
     if len(actives) == 2:
@@ -107,7 +119,10 @@ def _binary_rows(forward, first, second):
         return first.rows, second.rows, like
     other = second if like is first else first
     if isinstance(other, torch.Tensor):
-        if not like.settled and other.numel() > 1 or other.dim() > like.dim() or other.device != like.device:
+        spatial = other.dim() >= 2 and max(other.shape[-2:]) > 1
+        if not like.settled and other.numel() > 1 and (spatial or like.axes != ("b", "f", "h", "w")):
+            return None
+        if other.dim() > like.dim() or other.device != like.device:
             return None
         other = _aligned(other, like)
     elif not isinstance(other, (int, float, bool)):

@@ -1,11 +1,18 @@
-"""Up-sampling, padding and pooling: index arithmetic that the next convolution carries out."""
+"""Resampling and padding.
+
+Nearest up-sampling and zero padding are left outstanding for the next convolution to carry out. The others compute the output
+positions of the coarser or finer level from the rows that each of them reads.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor
+from sige.kernels import ops
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+
+_IMAGE = ("b", "f", "h", "w")
 
 
 def _factor(x, size, scale_factor):
@@ -23,16 +30,158 @@ def _factor(x, size, scale_factor):
 
 @rule(F.interpolate)
 def interpolate(forward, func, input, size=None, scale_factor=None, mode="nearest", **kwargs):
-    nearest = mode in ("nearest", "nearest-exact") and input.dim() == 4
-    factor = _factor(input, size, scale_factor) if nearest else None
+    image = input.dim() == 4
+    factor = _factor(input, size, scale_factor) if image and mode in ("nearest", "nearest-exact") else None
     if not isinstance(input, ActiveTensor):
-        out = func(input, size, scale_factor, mode, **kwargs)
-        if factor is not None:
-            out._sige_scale = factor  # the policy treats the convolution behind it as an up-sampling one
-        return out
-    if factor is None or input.axes != ("b", "f", "h", "w") or input.pad != (0, 0, 0, 0):
+        if image and forward.is_input_map(input) and mode == "nearest" and not kwargs.get("antialias"):
+            return _input_map(forward, func, input, size, scale_factor, mode, factor, kwargs)
+        return _dense(func, input, size, scale_factor, mode, factor, kwargs)
+    if input.axes != _IMAGE or any(input.pad):
         return otherwise(forward, func, (input, size, scale_factor, mode), kwargs)
-    return ActiveTensor(input.rows, input.active, input.axes, input.source, input.scale * factor)
+    if factor is not None:
+        return ActiveTensor(input.rows, input.active, input.axes, input.source, input.scale * factor)
+    factor = _factor(input, size, scale_factor)
+    if (
+        mode != "bilinear"
+        or factor is None
+        or kwargs.get("align_corners")
+        or kwargs.get("antialias")
+        or input.scale != 1
+    ):
+        return otherwise(forward, func, (input, size, scale_factor, mode), kwargs)
+    return _bilinear(forward, input, factor)
+
+
+def _dense(func, input, size, scale_factor, mode, factor, kwargs):
+    out = func(input, size, scale_factor, mode, **kwargs)
+    if factor is not None:
+        out._sige_scale = factor  # the policy treats the convolution behind it as an up-sampling one
+    return out
+
+
+def _target(input, size, scale_factor):
+    if size is not None:
+        return (size, size) if isinstance(size, int) else tuple(size)
+    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
+    return tuple(int(side * factor) for side, factor in zip(input.shape[2:], factors))
+
+
+def _input_map(forward, func, input, size, scale_factor, mode, factor, kwargs):
+    """An input of the model, such as a label map, brought to a level's resolution: only the level's active positions of it."""
+    height, width = _target(input, size, scale_factor)
+    steps = (input.shape[2] // height, input.shape[3] // width) if height and width else (0, 0)
+    whole = steps[0] >= 1 and (height * steps[0], width * steps[1]) == tuple(input.shape[2:])
+    if not whole or forward.is_dense_here() or not forward.is_sparse_level(height, width):
+        return _dense(func, input, size, scale_factor, mode, factor, kwargs)
+    key = (id(input), height, width)
+    if key not in forward.resized:  # made once for all layers of the level; the tensor kept keeps its id its own
+        thinned = input[:, :, :: steps[0], :: steps[1]]
+        forward.resized[key] = (forward.activate(thinned, _IMAGE), input)
+    return forward.resized[key][0]
+
+
+def _source(forward, x, operator):
+    """The remembered map (B*H*W, C) behind ``x``, brought up to date."""
+    if x.source is None:
+        x.source = forward.keep_map(forward.key(operator), "resampled", x.active, x.rows)
+    return x.source
+
+
+def _mixed(source, index, weight, dtype):
+    """Rows ``sum_k weight[k] * source[index[:, k]]``: index (n, k) int64, weight (n, k) or (k,)."""
+    rows = ops.gather_rows(source, index.flatten()).to(dtype).view(*index.shape, source.shape[1])
+    return (rows * weight.to(dtype)[..., None]).sum(1)
+
+
+def _places(active):
+    area = active.height * active.width
+    positions = active.positions
+    return positions // area, positions // active.width % active.height, positions % active.width
+
+
+def _bilinear(forward, x, factor):
+    source = _source(forward, x, "bilinear")
+    level = forward.plan.level_set(x.active.height * factor, x.active.width * factor)
+    sample, *place = _places(level)
+    ends = []
+    for axis, side in ((0, x.active.height), (1, x.active.width)):
+        at = ((place[axis].to(torch.float32) + 0.5) / factor - 0.5).clamp(min=0)
+        first = at.floor().long()
+        ends.append((first, (first + 1).clamp(max=side - 1), at - first))
+    (top, bottom, down), (left, right, across) = ends
+    row = lambda y, x_: (sample * x.active.height + y) * x.active.width + x_  # noqa: E731
+    index = torch.stack([row(top, left), row(top, right), row(bottom, left), row(bottom, right)], 1)
+    weight = torch.stack([(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], 1)
+    return ActiveTensor(_mixed(source, index, weight, x.dtype), level, x.axes)
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _cells(forward, x, kernel, stride):
+    """For pooling without overlap or padding: the level it leads to and the (n, kh*kw) rows that each position reads.
+
+    (None, None) where that level runs dense; None where the pooling has no rule.
+    """
+    kernel = _pair(kernel)
+    stride = kernel if stride is None or stride == [] else _pair(stride)
+    height, width = x.active.height // kernel[0], x.active.width // kernel[1]
+    whole = (height * kernel[0], width * kernel[1]) == (x.active.height, x.active.width)
+    if stride != kernel or not whole or not x.settled or x.axes != _IMAGE:
+        return None
+    if not forward.is_sparse_level(height, width):
+        return None, None
+    level = forward.plan.level_set(height, width)
+    sample, y, column = _places(level)
+    taps = [
+        (sample * x.active.height + y * kernel[0] + i) * x.active.width + column * kernel[1] + j
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return level, torch.stack(taps, 1)
+
+
+@rule(F.avg_pool2d)
+def avg_pool2d(
+    forward,
+    func,
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+):
+    plain = _pair(padding) == (0, 0) and divisor_override is None
+    cells = _cells(forward, input, kernel_size, stride) if isinstance(input, ActiveTensor) and plain else None
+    if cells is None:
+        args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return otherwise(forward, func, args, {})
+    level, index = cells
+    if level is None:
+        return func(forward.densify(input), kernel_size, stride)
+    source = _source(forward, input, "avg_pool2d")
+    weight = torch.full((index.shape[1],), 1 / index.shape[1], device=source.device)
+    return ActiveTensor(_mixed(source, index, weight, input.dtype), level, input.axes)
+
+
+@rule(F.max_pool2d, torch.max_pool2d)
+def max_pool2d(
+    forward, func, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):
+    plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not return_indices
+    cells = _cells(forward, input, kernel_size, stride) if isinstance(input, ActiveTensor) and plain else None
+    if cells is None:
+        stride = kernel_size if stride is None else stride
+        return otherwise(forward, func, (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices), {})
+    level, index = cells
+    if level is None:
+        return func(forward.densify(input), kernel_size, stride)
+    source = _source(forward, input, "max_pool2d")
+    rows = ops.gather_rows(source, index.flatten()).to(input.dtype).view(*index.shape, source.shape[1])
+    return ActiveTensor(rows.amax(1), level, input.axes)
 
 
 @rule(F.pad, torch._C._nn.pad)

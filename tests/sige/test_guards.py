@@ -20,7 +20,8 @@ def session(unet, small, images):
 
 def test_unknown_policy_lists_the_names(unet):
     with pytest.raises(
-        PolicyError, match="unknown policy 'sigee': choose one of sige, sige_public, pixel, incremental, dense"
+        PolicyError,
+        match="unknown policy 'sigee': choose one of sige, sige_public, pixel, fisedit, fisedit_radical, incremental, dense",
     ):
         sige.Session(unet, "sigee")
 
@@ -32,7 +33,7 @@ def test_unknown_policy_lists_the_names(unet):
             {"norm": "frozen"}, "norm='frozen' is unknown: choose one of cached, incremental, dense", id="norm"
         ),
         pytest.param({"kv": "all"}, "kv='all' is unknown", id="kv"),
-        pytest.param({"geometry": "tile"}, "geometry='tile' is unknown", id="geometry"),
+        pytest.param({"geometry": "tiles"}, "geometry='tiles' is unknown", id="geometry"),
         pytest.param({"pyramid": "mean"}, "pyramid='mean' is unknown", id="pyramid"),
         pytest.param({"block": 0}, "block=0 must be a whole number of at least 1", id="block zero"),
         pytest.param({"block": (4, 2.5)}, "block=.4, 2.5. must be a whole number", id="block fraction"),
@@ -54,7 +55,7 @@ def test_block_that_does_not_fit(unet, small, images, block):
     with session.record():
         unet(images[0], 500)
     with (
-        pytest.raises(PolicyError, match=f"block={block} does not fit a 64x64 mask: choose a divisor"),
+        pytest.raises(PolicyError, match=f"block={block} does not fit a 64x64 map: choose a divisor"),
         session.edit(images[2]),
     ):
         pass

@@ -212,13 +212,13 @@ def test_a_level_above_the_dense_share_is_full(share, full):
 
 
 def test_block_of_ours_must_divide_the_mask():
-    message = "block=4 does not fit a 33x47 mask: choose a divisor of both sides, such as 1"
+    message = "block=4 does not fit a 33x47 map: choose a divisor of both sides, such as 1"
     with pytest.raises(PolicyError, match=message):
         Plan(blot(33, 47), dataclasses.replace(LEVEL, block=4))
 
 
 def test_block_of_sige_must_be_on_the_map():
-    with pytest.raises(PolicyError, match="block=64 does not fit a 33x47 mask: choose a smaller one"):
+    with pytest.raises(PolicyError, match="block=64 does not fit a 33x47 map: choose a smaller one"):
         Plan(blot(33, 47), dataclasses.replace(WINDOW, block=64))
 
 

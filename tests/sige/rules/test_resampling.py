@@ -44,7 +44,7 @@ CASES = [
 ]
 # No rule: dense, and right.
 DENSE = [
-    pytest.param(net(lambda n, x: F.interpolate(x, scale_factor=2, mode="bilinear")), "interpolate", id="bilinear"),
+    pytest.param(net(lambda n, x: F.interpolate(x, scale_factor=2, mode="bicubic")), "interpolate", id="bicubic"),
     pytest.param(net(lambda n, x: F.interpolate(x, scale_factor=1.5)), "interpolate", id="fraction"),
     pytest.param(net(lambda n, x: F.interpolate(x, scale_factor=(2.0, 1.0))), "interpolate", id="one side"),
     pytest.param(net(lambda n, x: F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2)), "interpolate", id="padded"),
