@@ -1,5 +1,6 @@
 """diffusers' own image transformers in a session, unmodified: small configurations of the three classes."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -263,20 +264,42 @@ def test_remembered_text_is_near_the_dense_model(name):
     )  # fmt: skip
 
 
-def test_text_that_changed_must_be_declared(network):
-    kind, module = network
-    run = Run(kind, module, masks(kind, 1))
+def with_other_text(module):
+    """A hook that calls the module with another text."""
 
     def other_text(module, args, kwargs):
         return args, {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"] + 1}
 
-    hook = module.register_forward_pre_hook(other_text, with_kwargs=True)
-    try:
-        with pytest.raises(sige.SigeError, match="'encoder_hidden_states' differs from the recording"):
-            with run.session.edit(masks(kind, 1)):
-                kind.step(module, run.edited)
-    finally:
-        hook.remove()
+    return contextlib.closing(_Hook(module.register_forward_pre_hook(other_text, with_kwargs=True)))
+
+
+class _Hook:
+    def __init__(self, handle):
+        self.close = handle.remove
+
+
+def test_text_that_changed_must_be_declared(network):
+    kind, module = network
+    run = Run(kind, module, masks(kind, 1))
+    with (
+        with_other_text(module),
+        pytest.raises(sige.SigeError, match="'encoder_hidden_states' differs from the recording"),
+    ):
+        with run.session.edit(masks(kind, 1)):
+            kind.step(module, run.edited)
+
+
+@pytest.mark.parametrize("refresh", [1, None])
+@pytest.mark.parametrize("name, make", ONE_LAYER)
+def test_declared_text_is_computed_anew_and_exact_in_one_layer(name, make, refresh):
+    torch.manual_seed(0)
+    kind, module = NETWORKS[name], make().eval()
+    run = Run(kind, module, masks(kind, 1), tokens_alone(text_refresh=refresh))
+    with with_other_text(module), torch.no_grad():
+        with run.session.edit(masks(kind, 1), changed=("encoder_hidden_states",)):
+            run.after = kind.step(module, run.edited)
+        other, run.dense = run.dense, kind.step(module, run.edited)
+    assert (run.error(run.active) < 1e-5, torch.allclose(other, run.dense)) == (True, False)
 
 
 def test_token_that_changed_outside_the_mask_is_named():
