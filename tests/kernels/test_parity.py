@@ -114,7 +114,15 @@ GEOMETRIES = pytest.mark.parametrize(
         pytest.param(3, 3, 1, 3, 0, 1, 1, id="1x1 stride 3"),
     ],
 )
-BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+BIAS = pytest.mark.parametrize(
+    "dtype, bias",
+    [
+        pytest.param(torch.float32, True, id="float32 bias"),
+        pytest.param(torch.float32, False, id="float32 no bias"),
+        pytest.param(torch.float16, True, id="float16 bias"),
+        pytest.param(torch.bfloat16, True, id="bfloat16 bias"),
+    ],
+)
 
 
 @GEOMETRIES
