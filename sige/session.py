@@ -226,7 +226,7 @@ class Session:
         """The call's arguments with the map of tokens as an active tensor."""
         if tokens is None or not forward.is_sparse_level(*self.token_grid):
             return args, kwargs
-        active = forward.activate(tokens, ("b", "p", "f"), forward.plan.level_set(*self.token_grid))
+        active = forward.activate(tokens, ("b", "p", "f"), forward.plan.token_set(*self.token_grid))
         return tree_map(lambda leaf: active if leaf is tokens else leaf, (args, kwargs))
 
     def _run(self, forward, call, args, kwargs, recorded=None):
