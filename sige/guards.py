@@ -72,7 +72,9 @@ def as_map(tokens, grid):
 
 
 def autocast_state(device_type):
-    """What autocast does on a device: (enabled, dtype)."""
+    """What autocast does on a device: (enabled, dtype). Nothing on the meta device, which has none."""
+    if device_type == "meta":
+        return False, None
     enabled = torch.is_autocast_enabled(device_type)
     return enabled, torch.get_autocast_dtype(device_type) if enabled else None
 

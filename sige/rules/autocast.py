@@ -8,7 +8,7 @@ from sige.active_tensor import ActiveTensor
 def cast(*tensors):
     """The tensors in autocast's dtype when autocast is on for their device; unchanged otherwise."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(_to(tensor, dtype) for tensor in tensors)

@@ -35,6 +35,7 @@ def _plain(forward, func, input, weight, bias):
         forward.recording
         or weight.dim() != 2
         or input.dtype != weight.dtype
+        or input.is_meta
         or torch.is_autocast_enabled(input.device.type)
     ):
         return func(input, weight, bias)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from sige.active_tensor import ActiveTensor, rows_at
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.rules.sequence import common_set
 
 T = torch.Tensor
 
@@ -111,7 +112,7 @@ def _binary_rows(forward, first, second):
         if first.active is not second.active:
             if first.scale != 1 or first.pad != (0, 0, 0, 0) or first.active.shape != second.active.shape:
                 return None
-            level = forward.plan.level_set(like.active.height, like.active.width)
+            level = common_set(forward, actives)
             first, second = (ActiveTensor(forward.resite(x, level), level, x.axes) for x in (first, second))
             like = first
         if first.rows.dim() != second.rows.dim():

@@ -8,7 +8,22 @@ import torch
 
 from sige.active_set import ActiveSet
 from sige.active_tensor import ActiveTensor, full_rows, full_view
+from sige.errors import ModelError
 from sige.joint_set import JointSet, joint_set, text_set
+
+
+def common_set(forward, actives):
+    """The set at which active tensors of one resolution meet: their own, or that of their level. ModelError for joint sequences
+    of other parts: a position would be text in one and image in the other."""
+    first = actives[0].active
+    if all(x.active is first for x in actives):
+        return first
+    if any(isinstance(x.active, JointSet) for x in actives):
+        orders = " and ".join(x.active.kind for x in actives)
+        raise ModelError(
+            f"{forward.path[-1] or 'the root module'} puts sequences together whose text and image tokens stand in other places: {orders}"
+        )
+    return forward.plan.level_set(first.height, first.width)
 
 
 def join(forward, tensors, dim):

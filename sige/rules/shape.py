@@ -144,9 +144,7 @@ def cat(forward, func, tensors, dim=0, **kwargs):
     same = all(x.axes == like.axes and x.settled and x.active.shape == like.active.shape for x in actives)
     if like.axes[dim] != "f" or not same or not (plain_ok or len(actives) == len(tensors)):
         return otherwise(forward, func, (tensors, dim), kwargs)
-    level = like.active
-    if any(x.active is not level for x in actives):
-        level = forward.plan.level_set(level.height, level.width)
+    level = sequence.common_set(forward, actives)
     parts = []
     for x in tensors:
         x = x if isinstance(x, ActiveTensor) else forward.activate(x, like.axes, level)
