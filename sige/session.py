@@ -248,7 +248,7 @@ class Session:
             if isinstance(leaf, ActiveTensor) and leaf.settled:
                 return leaf.active.mask()
             if isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
-                return torch.ones(leaf.shape[0], *leaf.shape[2:], dtype=torch.bool, device=leaf.device)
+                return torch.ones(leaf.shape[0], *leaf.shape[2:], dtype=torch.bool, device=mask.device)
         return torch.ones_like(mask)
 
     def _check_autocast(self, memory):

@@ -214,6 +214,12 @@ def test_the_papers_policy_costs_what_the_reference_engine_does(on_meta, name, l
     assert (effect.macs / 1e9, effect.fallbacks) == (pytest.approx(gate, rel=0.01 if real else 0.1), [])
 
 
+@pytest.mark.parametrize("policy_name, least, most", [("sige", 1, 1), ("incremental", 0.0118, 0.1)])
+def test_what_was_recomputed_is_known_without_data(on_meta, policy_name, least, most):
+    """Everything where the picture's own convolution is dense."""
+    assert least <= on_meta("gan_compression", policy_name)[0].active.float().mean().item() <= most
+
+
 @pytest.mark.parametrize("name", REMEMBERED)
 def test_ours_costs_less_than_the_papers_policy(on_meta, name):
     assert on_meta(name, "incremental")[0].macs < on_meta(name, "sige")[0].macs
