@@ -21,7 +21,8 @@ def common_set(forward, actives):
     if any(isinstance(x.active, JointSet) for x in actives):
         orders = " and ".join(x.active.kind for x in actives)
         raise ModelError(
-            f"{forward.path[-1] or 'the root module'} puts sequences together whose text and image tokens stand in other places: {orders}"
+            f"{forward.path[-1] or 'the root module'} puts sequences together whose text and image tokens stand in other places: "
+            f"{orders}"
         )
     return forward.plan.level_set(first.height, first.width)
 

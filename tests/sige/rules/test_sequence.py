@@ -173,6 +173,17 @@ def test_cut_through_the_map_runs_dense_and_is_named(trial):
     )
 
 
+@pytest.mark.parametrize(
+    "meet", [pytest.param(torch.add, id="sum"), pytest.param(lambda a, b: torch.cat([a, b], 2), id="cat")]
+)
+def test_sequences_in_another_order_cannot_meet(trial, meet):
+    def body(n, text, tokens):
+        return text, meet(torch.cat([text, tokens], 1), torch.cat([tokens, text], 1))
+
+    with pytest.raises(sige.SigeError, match=r"stand in other places: joint 5\+256 and joint 256\+5"):
+        trial(net(body))
+
+
 @pytest.mark.parametrize("refresh", [2, None])
 @pytest.mark.parametrize("make", CASES)
 def test_remembered_text_of_an_unchanged_picture_is_right(trial, make, refresh):
