@@ -23,6 +23,7 @@ class Edit:
     mask:     (H, W) bool, final at full resolution: True where the two may differ.
     source:   "sample" (a file) or "generated".
     dataset:  the data set that made it.
+    prompt:   whether the text changed too, where a model takes one: the mask is where the new text made a difference.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Edit:
     mask: torch.Tensor
     source: str
     dataset: str
+    prompt: bool = False
 
     @property
     def area(self) -> float:

@@ -86,4 +86,4 @@ def load(name: str, folder: str | None = None, size: int = 768, seed: int = 0) -
     mask = coarse.repeat_interleave(_PIXELS, 0).repeat_interleave(_PIXELS, 1)
     original = scene(size, size, seed)
     edited = torch.where(mask, -original.roll(1, 0), original)
-    return Edit(name, original, edited, mask, source="sample", dataset=DATASET)
+    return Edit(name, original, edited, mask, source="sample", dataset=DATASET, prompt=True)

@@ -85,6 +85,15 @@ def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor,
     return sample, step, embeddings[rows], *_added(model, picture, rows, generator)
 
 
+def with_new_text(model: dict, inputs: tuple[torch.Tensor, ...], seed: int) -> tuple[tuple, tuple[str, ...]]:
+    """What :func:`inputs` returned with another prompt in the branches that have one, and the names under which the network knows
+    what changed: an edit of the prompt declares them."""
+    sample, step, text, *added = inputs
+    other = torch.randn(text.shape[1:], generator=torch.Generator().manual_seed(seed + 2)).to(text)
+    has_text = torch.tensor(["text" in branch for branch in model["branches"]], device=text.device)
+    return (sample, step, torch.where(has_text[:, None, None], other, text), *added), ("encoder_hidden_states",)
+
+
 def _channels(model: dict, picture: torch.Tensor, seed: int) -> torch.Tensor:
     """The input map of one branch that sees everything, (1, C, H/8, W/8)."""
     clean = latents.stand_in(picture)

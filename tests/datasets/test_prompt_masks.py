@@ -44,6 +44,10 @@ def test_the_edited_scene_differs_inside_the_mask_alone(folder):
     assert torch.equal((edit.original != edit.edited).any(0), edit.mask)
 
 
+def test_the_text_changes_too(folder):
+    assert prompt_masks.load("fisedit-3", folder=str(folder), size=96).prompt
+
+
 def test_all_masks_of_a_size_share_their_original(folder):
     first, second = (prompt_masks.load(f"fisedit-{id}", folder=str(folder), size=96) for id in (3, 12))
     assert torch.equal(first.original, second.original)
