@@ -253,6 +253,17 @@ def test_other_policies_equal_the_dense_model_under_a_full_mask(network, policy)
     assert (run.error() < 1e-4, run.effect.fallbacks) == (True, [])
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+def test_autocast_errs_no_more_than_the_dense_model_does(network):
+    kind, module = network
+    everything = torch.ones(1, kind.side, kind.side, dtype=torch.bool)
+    exact = Run(kind, module, everything).dense
+    with torch.autocast("cpu", torch.bfloat16):
+        run = Run(kind, module, everything)
+    ours, dense = ((found.float() - exact).norm() for found in (run.after, run.dense))
+    assert (run.effect.fallbacks, bool(0 < ours <= 1.2 * dense)) == ([], True)
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_remembered_text_is_near_the_dense_model(name):
     kind = NETWORKS[name]
