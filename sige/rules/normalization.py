@@ -90,7 +90,10 @@ def _native(input, num_groups, weight, bias, eps):
     wide = torch.promote_types(input.dtype, torch.float32)
     weight = torch.ones(channels, dtype=wide, device=input.device) if weight is None else weight.to(wide)
     bias = torch.zeros(channels, dtype=wide, device=input.device) if bias is None else bias.to(wide)
-    if not (input.is_contiguous() or input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)):
+    # In the channels-last layout PyTorch sums values and their squares in float32. For an instance norm, whose channels may vary by
+    # little about a large mean, that leaves too few digits.
+    last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last) and num_groups < channels
+    if not (input.is_contiguous() or last):
         input = input.contiguous()
     return torch.native_group_norm(input, weight, bias, batch, channels, input[0, 0].numel(), num_groups, eps)
 
