@@ -59,6 +59,9 @@ def view(forward, func, x, *shape, **kwargs):
         finer = patches.unfold_patches(x, target) if whole else None
         return otherwise(forward, func, (x, *shape), {}) if finer is None else finer
     axes, features = found
+    if "p" in axes and "p" not in x.axes and forward.policy.token_block is not None:
+        tokens = forward.plan.token_set(x.active.height, x.active.width)
+        x = ActiveTensor(forward.resite(x, tokens), tokens, x.axes, x.source)
     return ActiveTensor(x.rows.reshape(len(x.rows), *features), x.active, axes)
 
 
