@@ -87,7 +87,7 @@ class Forward:
         While recording, and where the set is full, the rows are the map and only the reference moves. The map is in the
         policy's ``state_dtype``.
         """
-        rows = rows.flatten(1) if rows.dim() != 2 else rows
+        rows = self._own(rows.flatten(1) if rows.dim() != 2 else rows)
         if self.recording:
             return self.memory.remember(key, kind, rows.contiguous(), self.policy.state_dtype).value
         entry = self.memory.recall(key)
@@ -98,6 +98,11 @@ class Forward:
             self.journal.rows(entry, entry.value, active.positions)
             ops.scatter_rows_(entry.value, active.positions, rows)
         return entry.value
+
+    def _own(self, rows):
+        """Rows that may be remembered: a copy where they are a view of what the caller gave the model."""
+        storage = rows.untyped_storage()._cdata
+        return rows.clone() if any(storage == x.untyped_storage()._cdata for x in self.input_maps) else rows
 
     def keep_value(self, key, kind, value, dtype=None):
         """Remember a small value, or replace the one remembered."""
