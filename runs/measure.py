@@ -73,7 +73,9 @@ class Bench:
         self.original = zoo.inputs(self.edit.original, job["seed"])
         # A sample may differ from its original outside its mask, by less than the mask's threshold; an input must not.
         edited = torch.where(self.mask, self.edit.edited, self.edit.original)
-        self.edited = zoo.inputs(edited, job["seed"])
+        self.edited, self.changed = zoo.inputs(edited, job["seed"]), ()
+        if self.edit.prompt and hasattr(zoo.loader, "with_new_text"):
+            self.edited, self.changed = zoo.loader.with_new_text(zoo.model, self.edited, job["seed"])
         self.runners: dict[str, Runner] = {}
         self.probes: dict[str, Step] = {}
 
@@ -115,7 +117,9 @@ class Bench:
         """One step of a method on the edited input."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty mask warns at every step; the row says it once, by its zero MACs
-            return self.runners[method].step(self.edited, self.mask, around)
+            runner = self.runners[method]
+            runner.changed = self.changed
+            return runner.step(self.edited, self.mask, around)
 
     def set_gate(self, reading: Reading) -> Reading:
         """Note the verdict of a ``gate`` reading for the metrics that follow."""

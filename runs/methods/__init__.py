@@ -25,7 +25,10 @@ class Step:
 
 @dataclass
 class Runner(abc.ABC):
-    """A method on a model. Subclasses define ``step`` and may override the rest; ``dense`` marks the baselines."""
+    """A method on a model. Subclasses define ``step`` and may override the rest; ``dense`` marks the baselines.
+
+    changed: names of inputs beside the picture that the edit in hand changes, such as the text; the bench sets them.
+    """
 
     name: str
     zoo: Any
@@ -35,6 +38,7 @@ class Runner(abc.ABC):
     dense: bool = False
     record_ms: float | None = None
     module: torch.nn.Module = field(default=None, repr=False)
+    changed: tuple[str, ...] = ()
 
     def record(self, original: tuple) -> None:
         """Whatever must be computed once on the original (nothing for a dense method)."""

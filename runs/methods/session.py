@@ -61,7 +61,7 @@ class Incremental(Runner):
             self.zoo.synchronize()
             start = time.perf_counter()
             # On meta tensors the mask alone has values: they decide what is counted.
-            edit = self.session.edit(mask if self.zoo.on_meta else mask.to(self.zoo.device))
+            edit = self.session.edit(mask if self.zoo.on_meta else mask.to(self.zoo.device), changed=self.changed)
             with edit as effect:
                 self.zoo.synchronize()
                 plan_ms = (time.perf_counter() - start) * 1e3

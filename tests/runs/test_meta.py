@@ -1,5 +1,7 @@
 """Counting without arithmetic: ``hardware=meta`` builds and runs on tensors that have shapes and no data."""
 
+import dataclasses
+
 import pytest
 import runner_fakes as fakes
 import torch
@@ -85,10 +87,11 @@ def test_automatic_hardware_is_never_meta():
 def test_the_engine_counts_on_meta_what_it_counts_on_the_cpu():
     """One convolution under a policy, through the session's runner."""
     model = {"name": "toy", "loader": "sige.runs.models.toy_conv", "weights": "random", "seed": 0}
-    model["input"] = {"height": 32, "width": 32}
+    model["input"] = {"height": 64, "width": 64}
     methods = {"ours": {"runner": "sige.runs.methods.session", "policy": "incremental"}}
     changes = {"model": model, "method": methods, "metric": COUNTED}
-    changes["dataset"] = {"synthetic": {"height": 32, "width": 32, "seed": 0}}
+    changes["edit"] = {"rectangle_1": {"name": "rectangle-1"}}
+    changes["dataset"] = {"synthetic": {"height": 64, "width": 64, "seed": 0}}
     found = []
     for device in ("meta", "cpu"):
         (job,) = expand(fakes.configuration(hardware={**META, "device": device, "threads": 1}, **changes), {})
@@ -106,3 +109,16 @@ def test_weights_are_shared_between_layouts_where_they_agree(job):
     assert stock.first.bias is last.first.bias and stock.first.weight is not last.first.weight
     assert last.first.weight.is_contiguous(memory_format=torch.channels_last)
     assert stock is not zoo.module("contiguous", "float32")
+
+
+@pytest.mark.parametrize(
+    "prompt, names", [pytest.param(True, ("text",), id="prompt"), pytest.param(False, (), id="picture")]
+)
+def test_an_edit_of_the_prompt_changes_and_declares_the_text(job, monkeypatch, prompt, names):
+    made = measure.load_edit(job)
+    monkeypatch.setattr(measure, "load_edit", lambda job: dataclasses.replace(made, prompt=prompt))
+    monkeypatch.setattr(fakes, "with_new_text", lambda model, inputs, seed: (inputs, ("text",)), raising=False)
+    zoo = Zoo(job["model"], "meta")
+    bench = measure.Bench(job, zoo, Runners(zoo, job["hardware"]))
+    bench.prepare()
+    assert (bench.changed, bench.runners["fake"].changed) == (names, names)
