@@ -102,7 +102,7 @@ def _bars(axes, rows: pd.DataFrame, model: str) -> None:
         names.append(f"paper: {name}" if paper else style.name(row["method"]))
     if not (rows["series"] == "measured").any():
         text = f"not in this table:\nMACs of {model}"
-        axes.text(0.98, 0.5, text, transform=axes.transAxes, ha="right", va="center", color=style.MISSING, fontsize=9)
+        axes.text(0.98, 0.2, text, transform=axes.transAxes, ha="right", va="center", color=style.MISSING, fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.set_xlim(0, 1.3 * longest)
