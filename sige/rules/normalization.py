@@ -45,10 +45,8 @@ def batch_norm(
     place = input.axes.index("f") if isinstance(input, ActiveTensor) and "f" in input.axes else None
     if training or place != 1 or input.axes.count("f") != 1 or any(input.pad):
         return otherwise(forward, func, (input, running_mean, running_var, weight, bias, training, momentum, eps), {})
-    scale = (running_var.float() + eps).rsqrt()
-    scale = scale if weight is None else scale * weight.float()
-    shift = -running_mean.float() * scale if bias is None else bias.float() - running_mean.float() * scale
-    return input.with_rows(ops.affine_rows(input.rows, scale[None].to(input.dtype), shift[None].to(input.dtype)))
+    rows = F.batch_norm(input.rows, running_mean, running_var, weight, bias, False, 0.0, eps)
+    return input.with_rows(rows)
 
 
 @rule(F.instance_norm)

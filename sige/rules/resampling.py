@@ -75,8 +75,10 @@ def _input_map(forward, func, input, size, scale_factor, mode, factor, kwargs):
         return _dense(func, input, size, scale_factor, mode, factor, kwargs)
     key = (id(input), height, width)
     if key not in forward.resized:  # made once for all layers of the level; the tensor kept keeps its id its own
-        thinned = input[:, :, :: steps[0], :: steps[1]]
-        forward.resized[key] = (forward.activate(thinned, _IMAGE), input)
+        level = forward.plan.level_set(height, width)
+        sample, y, x = _places(level)
+        rows = input.permute(0, 2, 3, 1)[sample, y * steps[0], x * steps[1]]
+        forward.resized[key] = (ActiveTensor(rows, level, _IMAGE), input)
     return forward.resized[key][0]
 
 
