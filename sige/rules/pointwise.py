@@ -77,6 +77,7 @@ def _aligned(other, like):
 
 
 _PRODUCTS = {torch.mul, T.mul, T.__mul__, T.__rmul__}
+_SCALES = {torch.mul, T.mul, T.__mul__, T.__rmul__, torch.div, torch.true_divide, T.div, T.__truediv__, T.true_divide}
 _QUOTIENTS = {torch.div, torch.true_divide, T.div, T.__truediv__, T.true_divide}
 
 
@@ -136,6 +137,8 @@ def _binary_rows(forward, first, second):
     T.__add__, T.__radd__, T.__sub__, T.__rsub__, T.__mul__, T.__rmul__, T.__truediv__, T.__rtruediv__, T.true_divide,
 )  # fmt: skip
 def binary(forward, func, first, second, **kwargs):
+    if isinstance(first, ActiveTensor) and func in _SCALES and not kwargs and not isinstance(second, T) and second == 1:
+        return same(forward, func, first)  # such as the residual scale of diffusers' blocks
     found = None
     if (isinstance(first, ActiveTensor) or isinstance(second, ActiveTensor)) and _keeps_padding(func, first, second):
         found = _binary_rows(forward, first, second)
