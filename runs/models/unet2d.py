@@ -1,6 +1,10 @@
-"""diffusers' own UNet2DModel, one denoising step as SDEdit runs it."""
+"""diffusers' own UNet2DModel, one denoising step as SDEdit runs it.
 
-import hashlib
+Trained weights are a diffusers folder, or a state dict in the names of DDPM's code: the releases of DDPM's church model converted to
+PyTorch, and SIGE's, whose fused one computes queries, keys and values in one layer and all projections of the time step in another.
+"""
+
+import re
 from pathlib import Path
 
 import torch
@@ -9,20 +13,27 @@ from sige.runs.errors import JobFailure
 
 CHANGED = (0,)
 _FILES = ("diffusion_pytorch_model.safetensors", "config.json")
+_RELEASED = ("church256-ddim-unet.pth", "church256-ddim-fused_unet.pth")
+_RELEASE = "https://www.cs.cmu.edu/~sige/resources/models/diffusion/"
+_TOP = {
+    "temb.dense.0": "time_embedding.linear_1",
+    "temb.dense.1": "time_embedding.linear_2",
+    "norm_out": "conv_norm_out",
+}
+_BLOCK = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_EVERY_PROJECTION = "temb.dense.2"  # of the time step, one after the other, in the fused state dict
 
 
-def _folder(model: dict) -> Path:
-    """Local folder of pretrained weights; JobFailure(missing_weights) says where it was looked for."""
-    path = model.get("weights_path")
-    if not path:
-        raise JobFailure(
-            "missing_weights",
-            f"{model['name']} with weights=pretrained needs model.weights_path, a folder with {_FILES[0]}.",
-        )
-    folder = Path(path).expanduser()
-    if not (folder / _FILES[0]).is_file():
-        raise JobFailure("missing_weights", f"{model['name']}: no {_FILES[0]} in {folder}.")
-    return folder
+def _source(model: dict) -> Path:
+    """The diffusers folder, or the file of a state dict. JobFailure(missing_weights) says what to fetch and where to put it."""
+    from sige.runs.models import checkpoints
+
+    path = Path(model.get("weights_path") or "").expanduser()
+    if model.get("weights_path") and path.is_dir() and (path / _FILES[0]).is_file():
+        return path
+    what = f"a diffusers folder with {' and '.join(_FILES)}, or {' or '.join(_RELEASED)} from {_RELEASE}"
+    return checkpoints.locate(model, what, _RELEASED)
 
 
 def weights_digest(model: dict) -> str:
@@ -33,20 +44,105 @@ def weights_digest(model: dict) -> str:
         raise JobFailure(
             "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
         )
-    with open(_folder(model) / _FILES[0], "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    from sige.runs.models import checkpoints
+
+    source = _source(model)
+    return checkpoints.digest(source / _FILES[0] if source.is_dir() else source)
 
 
 def build(model: dict) -> torch.nn.Module:
-    """The network with random weights of the config's seed, or the pretrained ones of the config's folder."""
+    """The network with random weights of the config's seed, or the pretrained ones of ``weights_path``."""
     from diffusers import UNet2DModel
 
-    if model["weights"] == "pretrained":
-        module = UNet2DModel.from_pretrained(_folder(model), local_files_only=True)
+    source = _source(model) if model["weights"] == "pretrained" else None
+    if source is not None and source.is_dir():
+        module = UNet2DModel.from_pretrained(source, local_files_only=True)
     else:
         torch.manual_seed(model["seed"])
         module = UNet2DModel(**model["config"])
+    if source is not None and source.is_file():
+        _load(module, source)
     return module.float().eval().requires_grad_(False)
+
+
+def _load(module: torch.nn.Module, path: Path) -> None:
+    from sige.runs.models import checkpoints
+
+    state = {key.removeprefix("module."): value for key, value in checkpoints.load_state(path).items()}
+    if "temb.dense.0.weight" in state:
+        state = _as_linear(_unfused(state))
+        levels = len(module.up_blocks)
+        checkpoints.assign(module, state, lambda key: rename(key, levels))
+    else:
+        checkpoints.assign(module, state, lambda key: key)
+
+
+def rename(key: str, levels: int) -> str:
+    """diffusers' name of a parameter of DDPM's U-Net with so many levels; a name of no such parameter comes back as it is.
+
+    DDPM counts its levels from the finest on both ways, diffusers in the order in which they run.
+    """
+    if found := re.fullmatch(r"(down|up)\.(\d+)\.(block|attn)\.(\d+)\.(.+)\.(weight|bias)", key):
+        way, level, kind, number, layer, last = found.groups()
+        place = f"{way}_blocks.{_level(way, level, levels)}.{'resnets' if kind == 'block' else 'attentions'}.{number}"
+        return f"{place}.{(_BLOCK if kind == 'block' else _ATTENTION).get(layer, layer)}.{last}"
+    if found := re.fullmatch(r"(down|up)\.(\d+)\.(?:down|up)sample\.conv\.(weight|bias)", key):
+        way, level, last = found.groups()
+        return f"{way}_blocks.{_level(way, level, levels)}.{way}samplers.0.conv.{last}"
+    if found := re.fullmatch(r"mid\.(block|attn)_([12])\.(.+)\.(weight|bias)", key):
+        kind, number, layer, last = found.groups()
+        place = f"mid_block.{'resnets' if kind == 'block' else 'attentions'}.{int(number) - 1}"
+        return f"{place}.{(_BLOCK if kind == 'block' else _ATTENTION).get(layer, layer)}.{last}"
+    layer, _, last = key.rpartition(".")
+    return f"{_TOP.get(layer, layer)}.{last}"
+
+
+def _level(way: str, level: str, levels: int) -> int:
+    return int(level) if way == "down" else levels - 1 - int(level)
+
+
+def _unfused(state: dict) -> dict:
+    """A state dict in which fused layers are separate; one that has none comes back equal."""
+    made = {}
+    for key, value in state.items():
+        if ".qkv." in key:
+            for name, part in zip("qkv", value.chunk(3)):
+                made[key.replace(".qkv.", f".{name}.")] = part
+        elif not key.startswith(_EVERY_PROJECTION):
+            made[key] = value
+    for last in ("weight", "bias"):
+        if f"{_EVERY_PROJECTION}.{last}" in state:
+            _share_out(made, state[f"{_EVERY_PROJECTION}.{last}"], last)
+    return made
+
+
+def _share_out(state: dict, rows: torch.Tensor, last: str) -> None:
+    """Give each block its part of the fused projection: as many rows as its first convolution has, in the order in which blocks run."""
+    pattern = r"(?:(down|up)\.(\d+)\.block\.(\d+)|mid\.block_([12]))\.conv1\.weight"
+    places = []
+    for key in state:
+        if found := re.fullmatch(pattern, key):
+            way, level, number, middle = found.groups()
+            if middle:
+                place = (1, 0, int(middle))
+            else:
+                place = (0, int(level), int(number)) if way == "down" else (2, -int(level), int(number))
+            places.append((place, key))
+    offset = 0
+    for _, key in sorted(places):
+        count = len(state[key])
+        state[key.replace("conv1.weight", f"temb_proj.{last}")] = rows[offset : offset + count]
+        offset += count
+    if offset != len(rows):  # kept under its own name, so that the report names it
+        state[f"{_EVERY_PROJECTION}.{last}"] = rows
+
+
+def _as_linear(state: dict) -> dict:
+    """A state dict whose 1x1 convolutions of attention are the linear layers that diffusers has."""
+    return {
+        key: value.flatten(1) if ".attn" in key and value.dim() == 4 and value.shape[2:].numel() == 1 else value
+        for key, value in state.items()
+    }
 
 
 def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
