@@ -50,6 +50,7 @@ class Session:
         self._path = [""]
         self._busy = False
         self._shared = Shared()
+        self._constant = set()  # ids of the model's buffers
 
     # -- the four verbs ----------------------------------------------------------------------------------------------
 
@@ -209,9 +210,8 @@ class Session:
         """Tell a forward which of its inputs are maps and which condition it."""
         maps = guards.images(inputs)
         others = {name: value for name, value in inputs.items() if name not in maps}
-        constant = {id(tensor) for tensor in self.model.buffers()}
         forward.input_maps = tuple(maps.values())
-        forward.conditioning = Conditioning(others, changed, constant, self._shared)
+        forward.conditioning = Conditioning(others, changed, self._constant, self._shared)
 
     def _inputs(self, args, kwargs):
         """The inputs by name, and the one among them that is a map of tokens, or None. It stands there as the map that it is."""
@@ -299,6 +299,7 @@ class Session:
                 "session.record() and session.edit() cannot be nested: end the one before the other begins"
             )
         model, self._busy = self.model, True
+        self._constant = {id(tensor) for tensor in model.buffers()}
         original = model.forward
         self._path[:] = [""]
         undo = _follow_paths(model, self._path)
