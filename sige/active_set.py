@@ -112,6 +112,11 @@ class ActiveSet:
         return self.count + (0 if self.overhang is None else len(self.overhang))
 
     @property
+    def content(self):
+        """This set with its data: of one on the meta device the one that it was made from."""
+        return self._host or self
+
+    @property
     def shape(self):
         return self.batch, self.height, self.width
 

@@ -120,6 +120,10 @@ class FullPlan:
         """See :func:`parents`."""
         return parents(chosen, scale)
 
+    def reads_of(self, chosen, geometry):
+        """Nothing yet: a full set is computed whole. What the plan of an edit is asked for, it makes before the first step."""
+        self.requests[("reads", geometry)] = None
+
 
 class Plan:
     """The plan of an edit: ``mask`` bool (B, H, W) under ``policy``.
@@ -151,6 +155,8 @@ class Plan:
                 self.level_set(*what)
             elif kind == "tokens":
                 self.token_set(*what)
+            elif kind == "reads":
+                self.reads_of(self.level_set(*what[0].out_size), what[0])
             elif not self.policy.is_dense_level(*what[0].size):
                 chosen = self.conv_set(*what)
                 if not chosen.full and not what[0].pointwise:
@@ -306,6 +312,13 @@ class Plan:
             return self.tile_rows(chosen, window), chosen.tile
         return self.window_rows(chosen, window), 0
 
+    def reads_of(self, chosen, geometry):
+        """What an operator other than a convolution reads at ``chosen``: ``geometry.reads(chosen)``, made once. None on a full set."""
+        key = (geometry, id(chosen))
+        if key not in self._windows and not chosen.full:
+            self._windows[key] = (geometry.reads(chosen), chosen)
+        return None if chosen.full else self._windows[key][0]
+
     def tile_rows(self, chosen, window):
         """(T, wh*ww) int64: the input rows of each tile's window under a stride-1 convolution, -1 outside the map."""
         key = ("tiles", window, id(chosen))
@@ -315,7 +328,7 @@ class Plan:
             grid = columns * (chosen.height // chosen.tile)
             tiles = chosen.tile_index
             corner = (tiles // grid, tiles // columns % (grid // columns) * chosen.tile, tiles % columns * chosen.tile)
-            self._windows[key] = (_rows_read(corner, dataclasses.replace(window, kernel=extent)), chosen)
+            self._windows[key] = (rows_read(corner, dataclasses.replace(window, kernel=extent)), chosen)
         return self._windows[key][0]
 
     def window_rows(self, chosen, window):
@@ -342,10 +355,10 @@ def _window_rows(chosen, window):
     places = positions // area, positions // chosen.width % chosen.height, positions % chosen.width
     if chosen.overhang is not None:
         places = [torch.cat(pair) for pair in zip(places, chosen.overhang.unbind(1))]
-    return _rows_read(places, window)
+    return rows_read(places, window)
 
 
-def _rows_read(places, window):
+def rows_read(places, window):
     """(n, kh*kw) int64: the input row under each tap of a window at output places (sample, row, column), -1 outside."""
     sample, y, x = places
     taps = []

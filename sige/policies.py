@@ -28,7 +28,8 @@ class Policy:
     threshold: what a bilinear mask value must exceed to count as edited.
     dilation: pixels by which the mask grows at each resolution; a tuple as for ``block``.
     min_resolution: levels whose shorter side is below this run dense.
-    upsample_min_source: a convolution behind nearest up-sampling runs sparse when its source side is at least this.
+    upsample_min_source: a convolution behind nearest up-sampling, or a transposed one that enlarges, runs sparse when its source
+        side is at least this.
     dense_modules: ``fnmatch`` patterns of module paths that always run dense.
     overhang: with ``window``: tiles that lie beyond the right and bottom edges but whose window meets the mask are computed and
         thrown away, as SIGE's grid does. They cost multiply-accumulates and change nothing.

@@ -277,7 +277,7 @@ class Session:
         """Sizes (H, W) of the recorded input map and of the finest map that the model made."""
         maps = guards.images(self._steps[0].inputs)
         size = tuple(next(iter(maps.values())).shape[2:]) if maps else (1, 1)
-        levels = [what[0].out_size if kind == "conv" else tuple(what) for kind, *what in requests]
+        levels = [tuple(what) if kind in ("level", "tokens") else what[0].out_size for kind, *what in requests]
         return size, max([size, *levels])
 
     def _device(self):

@@ -11,6 +11,7 @@ from sige.rules import (  # noqa: F401
     resampling,
     sequence,
     shape,
+    transposed,
 )
 from sige.rules.fallback import otherwise
 from sige.rules.registry import RULES, rule

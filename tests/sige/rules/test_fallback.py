@@ -159,9 +159,9 @@ class Multiplying(nn.Module):
     [
         pytest.param(lambda x: torch.einsum("bchw,cd->bdhw", x, torch.ones(8, 8)), 8 * 8 * 64 * 64, id="einsum"),
         pytest.param(
-            lambda x: torch.conv_transpose2d(x, torch.ones(8, 4, 2, 2), stride=2),
+            lambda x: torch.conv_transpose2d(x, torch.ones(8, 4, 2, 2), stride=2, dilation=2),
             8 * 4 * 4 * 64 * 64,
-            id="transposed convolution",
+            id="transposed convolution with dilation",
         ),
     ],
 )
