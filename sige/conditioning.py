@@ -62,11 +62,26 @@ class Conditioning:
             return
         changed = self._changed((*args, *kwargs.values()) if kwargs else args)
         for tensor in tensors:
+            known = self._known.get(id(tensor))
             if changed is None:
-                self._known.pop(id(tensor), None)
-                self._known.pop(id(tensor._base), None)
+                if known is not None or id(tensor) in self._constant:
+                    self._overwritten(tensor, None)
+            elif known is not None and known[1] != changed:
+                self._overwritten(tensor, changed)
             elif not isinstance(tensor, torch.nn.Parameter):
                 self._known[id(tensor)] = (tensor, changed)
+
+    def _overwritten(self, tensor, changed):
+        """Conditioning that was written to in place, views included: dropped where a map was written (``changed`` None)."""
+        storage = tensor.untyped_storage()._cdata
+        for place, (other, _) in list(self._known.items()):
+            if other.untyped_storage()._cdata == storage:
+                if changed is None:
+                    del self._known[place]
+                else:
+                    self._known[place] = (other, changed)
+        if changed is None:
+            self._constant = self._constant - {id(tensor), id(tensor._base)}
 
     def _changed(self, values):
         """Whether any of the values depends on a changed input; None when one of them depends on a map."""

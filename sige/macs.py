@@ -31,8 +31,8 @@ _KINDS = {
 _FREE = frozenset(
     """
     _local_scalar_dense _reshape_alias _softmax _to_copy _unsafe_view abs add add_ addcmul alias all amax any arange as_strided atan
-    avg_pool2d bitwise_and bitwise_not bitwise_or cat ceil clamp clamp_min clone constant_pad_nd copy copy_ cos count_nonzero cumsum detach
-    div div_ elu empty empty_like empty_strided eq equal exp expand fill fill_ flip floor full full_like gather ge gelu glu gt
+    avg_pool2d bitwise_and bitwise_not bitwise_or cat ceil clamp clamp_min clone constant_pad_nd copy copy_ cos count_nonzero cumsum
+    detach div div_ elu empty empty_like empty_strided eq equal exp expand fill fill_ flip floor full full_like gather ge gelu glu gt
     hardswish hardtanh index index_add index_copy_ index_fill_ index_put_ index_select isfinite le leaky_relu lift_fresh
     linspace log logical_and logical_not logical_or lt masked_fill max max_pool2d_with_indices maximum mean min minimum mish mul
     mul_ native_batch_norm native_dropout native_group_norm native_layer_norm ne neg new_empty new_full new_ones new_zeros
