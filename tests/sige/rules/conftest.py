@@ -12,7 +12,8 @@ _LEVEL = sige.Policy(name="level", geometry="level", block=4, dilation=1, min_re
 _WINDOW = sige.Policy(
     name="window", geometry="window", pyramid="bilinear", block=4, dilation=1, min_resolution=4, overhang=True
 )
-POLICIES = {"level": _LEVEL, "window": _WINDOW}
+_TILE = sige.Policy(name="tile", geometry="tile", block=4, dilation=1, min_resolution=4)
+POLICIES = {"level": _LEVEL, "window": _WINDOW, "tile": _TILE}
 
 
 class Trial:

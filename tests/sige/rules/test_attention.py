@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sige import masks
+from sige.errors import PolicyError
 from sige.macs import MacCounter
 
 HEADS, WIDTH = 2, 4
@@ -116,3 +118,144 @@ def test_products_are_those_that_ran(trial, make, mask):
         done = trial(make, mask=mask)
     # the counter saw the recording, the edit and the dense run
     assert counter.count.total == done.effect.macs + 2 * done.effect.dense_macs
+
+
+# -- keys and values projected anew at every step --
+
+SELF = [pytest.param(case.values[0], id=case.id) for case in CASES if case.id != "text"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("mask", ["full", "small", "wide"])
+@pytest.mark.parametrize("make", SELF)
+def test_reprojected_keys_and_values_equal_remembered_ones(trial, make, mask, batch):
+    two = torch.zeros(2, 32, 32, dtype=torch.bool)
+    two[0, 2:5, 27:31] = two[1, 12:25, 4:9] = True
+    area = two if batch == 2 and mask == "small" else mask
+    again, kept = (trial(make, mask=area, kv=kv, batch=batch, norm="cached") for kv in ("reprojected", "remembered"))
+    assert ((again.after - kept.after).abs().max() < 1e-5, again.effect.fallbacks) == (True, [])
+
+
+def test_reprojected_tokens_are_half_of_what_is_remembered(trial):
+    states = {kv: trial(Attention, mask="small", kv=kv).session.state_bytes() for kv in ("reprojected", "remembered")}
+    tokens = 256 * 8 * 4
+    assert (states["reprojected"]["kv_tokens"], states["remembered"]["kv"]) == (tokens, 2 * tokens)
+
+
+def test_reprojection_costs_the_products_of_all_positions(trial):
+    done = trial(Attention, mask="small", kv="reprojected")
+    queries = int(done.effect.active.sum())
+    assert done.effect.sparse_macs_by_kind["linear"] == (2 * queries + 2 * 256) * 8 * 8
+
+
+def test_reprojected_products_are_those_that_ran(trial):
+    with MacCounter() as counter:
+        done = trial(Attention, mask="small", kv="reprojected")
+    assert counter.count.total == done.effect.macs + 2 * done.effect.dense_macs
+
+
+def test_undo_restores_the_remembered_tokens(trial):
+    done = trial(Attention, mask="small", kv="reprojected")
+    with done.session.edit(done.effect.active.repeat_interleave(2, 1).repeat_interleave(2, 2)):
+        again = done.session.model(done.original)
+    assert (again - done.before).abs().max() < 1e-5
+
+
+class Normed(Attention):
+    """Keys are normalised behind their projection, as transformers with qk-norm do it."""
+
+    def heads(self, x):
+        return F.layer_norm(super().heads(x), (WIDTH,))
+
+
+def test_keys_that_are_no_projection_cannot_be_projected_anew(trial):
+    message = (
+        "^policy kv='reprojected' finds no linear layer that makes keys and values from the same tokens at the root"
+    )
+    with pytest.raises(PolicyError, match=message):
+        trial(Normed, mask="small", kv="reprojected")
+
+
+class Elsewhere(Attention):
+    """Keys are made from other tokens than values."""
+
+    def forward(self, x):
+        x = self.first(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        query, key, value = self.heads(self.q(tokens)), self.heads(self.k(tokens * 2)), self.heads(self.v(tokens))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(tokens.shape)
+
+
+def test_keys_of_other_tokens_than_the_values_cannot_be_projected_anew(trial):
+    with pytest.raises(PolicyError, match="from the same tokens at the root module: use kv='remembered'$"):
+        trial(Elsewhere, mask="small", kv="reprojected")
+
+
+# -- tiles of tokens --
+
+GEOMETRIES = pytest.mark.parametrize("geometry", ["level", "window", "tile"])
+
+
+class OnTokens(nn.Module):
+    """A 3x3 convolution, a linear layer on its positions as a sequence, a 3x3 convolution of both."""
+
+    def __init__(self, join=True):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.mix, self.join = nn.Linear(8, 8), join
+
+    def forward(self, x):
+        x = self.first(x)
+        mixed = self.mix(x.flatten(2).transpose(1, 2)).transpose(1, 2).view(x.shape)
+        return self.last(mixed + x if self.join else mixed)
+
+
+def tokens_of(done, tile):
+    """How many positions lie in tiles of this side that hold an edited position, by the mask at the tokens' level."""
+    plan = next(iter(done.session._plans.values()))
+    return int(masks.in_tiles(plan.mask_at(32, 32), tile).sum()) * tile * tile
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("tile", [1, 2, 4, 8])
+@pytest.mark.parametrize("dilation", [0, 1])
+def test_tokens_computed_are_the_tiles_that_hold_an_edited_position(trial, geometry, tile, dilation):
+    done = trial(OnTokens, geometry, "small", token_block=tile, dilation=dilation, block=8)
+    assert done.effect.sparse_macs_by_kind["linear"] == tokens_of(done, tile) * 8 * 8
+
+
+def test_tokens_without_a_tile_of_their_own_are_the_levels(trial):
+    done = trial(OnTokens, mask="small", token_block=None)
+    assert done.effect.sparse_macs_by_kind["linear"] == int(done.effect.active.sum()) * 8 * 8
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("join", [True, False], ids=["beside the map", "alone"])
+@pytest.mark.parametrize("tile", [1, 3, 4, 8])
+def test_leaving_the_sequence_restores_the_levels_set(trial, geometry, tile, join):
+    done = trial(lambda: OnTokens(join), geometry, "small", token_block=tile, dilation=0)
+    level = next(iter(done.session._plans.values())).level_set(32, 32).mask()
+    assert (torch.equal(done.effect.active, level), done.same_outside(), done.effect.fallbacks) == (True, True, [])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("tile", [1, 3, 4, 8])
+@pytest.mark.parametrize("make", [OnTokens, Attention], ids=["linear", "attention"])
+def test_tiles_of_tokens_under_a_full_mask_equal_the_dense_model(trial, make, geometry, tile):
+    done = trial(make, geometry, token_block=tile, batch=2)
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("kv", ["remembered", "reprojected"])
+@pytest.mark.parametrize("make", [OnTokens, Attention], ids=["linear", "attention"])
+def test_tiles_of_tokens_of_an_unchanged_input_are_the_recordings(trial, make, geometry, kv):
+    done = trial(make, geometry, "same", token_block=2, kv=kv)
+    assert (done.after - done.before).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [OnTokens, Attention], ids=["linear", "attention"])
+def test_tiles_of_tokens_wider_than_the_reach_equal_the_dense_model(trial, make):
+    done = trial(make, mask="wide", token_block=4, block=4)
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert (done.after - done.dense)[active].abs().max() < 1e-5
