@@ -59,7 +59,8 @@ def token_kind(policy):
         return "level"
     if policy.geometry == "level":
         return ("tokens", policy.token_block)
-    same = policy.geometry == "window" and policy.token_block == policy.block or policy.block % policy.token_block == 0
+    blocks = policy.block if isinstance(policy.block, tuple) else (policy.block,)
+    same = all(block % policy.token_block == 0 for block in blocks)
     return ("inner", policy.token_block) if same else ("tokens", policy.token_block)
 
 

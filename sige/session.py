@@ -176,7 +176,7 @@ class Session:
         self._check_autocast(memory)
         nothing = {kind: 0 for kind in memory.dense_macs}
         if plan is None:
-            effect.add(nothing, memory.dense_macs, torch.zeros_like(mask), [])
+            effect.add(nothing, memory.dense_macs, torch.zeros_like(self._active_map(memory.output, mask)), [])
             self._edited.append((memory, memory.inputs, memory.output, None))
             return tree_unflatten(_copied(memory.output), memory.tree)
         if plan.level_set(*plan.size).full and not changed:
@@ -202,7 +202,7 @@ class Session:
         """The policy runs every level dense at this coverage: the plain model, nothing remembered until ``commit`` asks."""
         with torch.inference_mode(False), torch.no_grad():
             output = call(*args, **kwargs)
-        effect.add(memory.dense_macs, memory.dense_macs, torch.ones_like(mask), [])
+        effect.add(memory.dense_macs, memory.dense_macs, self._active_map(tree_flatten(output)[0], mask), [])
         self._edited.append((memory, None, None, (call, *_copied((args, kwargs)))))
         return output
 

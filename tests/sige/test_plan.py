@@ -13,7 +13,7 @@ from sige import masks
 from sige.active_set import ActiveSet
 from sige.datasets import registry, samples
 from sige.errors import PolicyError
-from sige.plan import Plan, Window, canonical_window
+from sige.plan import FullPlan, Plan, Window, canonical_window
 
 WINDOW = sige.Policy(name="window", geometry="window", block=4, pyramid="bilinear", min_resolution=1)
 LEVEL = sige.Policy(name="level", geometry="level", block=1, min_resolution=1)
@@ -298,3 +298,143 @@ def test_tile_rows_equal_unfold(shape):
     plan = Plan(blot(*shape.size, batch=2), WINDOW)
     chosen = plan.conv_set(shape)
     assert torch.equal(plan.tile_rows(chosen, shape), expected[chosen.tile_index])
+
+
+# -- tiles of the input, without the window's margin --
+
+TILE = sige.Policy(name="tile", geometry="tile", block=2, min_resolution=1)
+
+
+def input_tiles_by_definition(mask, shape, block):
+    """Tiles of the input before up-sampling that hold an edited position, as the outputs that stand at their place."""
+    height, width = (side // shape.scale for side in shape.size)
+    active = torch.zeros(mask.shape[0], *shape.out_size, dtype=torch.bool)
+    for b, y, x in mask.nonzero().tolist():
+        spans = []
+        for place, factor in ((y, mask.shape[1] // height), (x, mask.shape[2] // width)):
+            first = place // factor // block * block
+            spans.append(
+                slice(first * shape.scale // shape.stride[0], (first + block) * shape.scale // shape.stride[0])
+            )
+        active[b, spans[0], spans[1]] = True
+    return active
+
+
+TILED = [
+    pytest.param(window((32, 32), 3), id="3x3"),
+    pytest.param(window((32, 32), 1), id="1x1"),
+    pytest.param(window((16, 16), 3), id="3x3 of a coarser level"),
+    pytest.param(window((32, 32), 3, stride=2), id="stride 2"),
+    pytest.param(window((16, 16), 3, stride=2), id="stride 2 of a coarser level"),
+    pytest.param(window((32, 32), 3, scale=2), id="behind up-sampling"),
+]
+
+
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("shape", TILED)
+def test_input_tiles_equal_their_definition(shape, block):
+    mask = blot(32, 32, batch=2)
+    chosen = Plan(mask, dataclasses.replace(TILE, block=block)).conv_set(shape)
+    assert torch.equal(chosen.mask(), input_tiles_by_definition(mask, shape, block))
+
+
+def test_input_tiles_of_an_up_sampled_map_are_twice_as_wide():
+    plan = Plan(dot(32, 5, 9), TILE)
+    up, level = plan.conv_set(window((32, 32), 3, scale=2)), plan.level_set(32, 32)
+    assert (up.tile, up.count, level.tile, level.count) == (4, 16, 2, 4)
+
+
+def test_input_tiles_of_a_strided_convolution_are_half_as_wide():
+    chosen = Plan(dot(32, 5, 9), TILE).conv_set(window((32, 32), 3, stride=2))
+    assert (chosen.tile, chosen.mask()[0].nonzero().tolist()) == (1, [[2, 4]])
+
+
+# -- tiles of tokens --
+
+
+@pytest.mark.parametrize("tile", [1, 2, 4, 8])
+@pytest.mark.parametrize("side", [32, 16])
+@pytest.mark.parametrize("policy", [WINDOW, LEVEL, TILE], ids=["window", "level", "tile"])
+def test_tokens_are_the_tiles_that_hold_an_edited_position(policy, side, tile):
+    mask = blot(32, 32, batch=2)
+    chosen = Plan(mask, dataclasses.replace(policy, token_block=tile)).token_set(side, side)
+    wanted = Plan(mask, policy).mask_at(side, side)
+    expected = torch.zeros_like(wanted)
+    for b, y, x in wanted.nonzero().tolist():
+        expected[b, y // tile * tile : (y // tile + 1) * tile, x // tile * tile : (x // tile + 1) * tile] = True
+    assert torch.equal(chosen.mask(), expected)
+
+
+@pytest.mark.parametrize("policy", [WINDOW, LEVEL, TILE], ids=["window", "level", "tile"])
+def test_tokens_without_tiles_are_the_levels(policy):
+    plan = Plan(blot(32, 32), policy)
+    assert plan.token_set(32, 32) is plan.level_set(32, 32)
+
+
+# -- families --
+
+
+@pytest.mark.parametrize(
+    "policy, inner",
+    [
+        pytest.param(dataclasses.replace(WINDOW, token_block=4), True, id="tokens of the level's tiles"),
+        pytest.param(dataclasses.replace(WINDOW, token_block=2), True, id="tokens of parts of the level's tiles"),
+        pytest.param(dataclasses.replace(TILE, block=4, token_block=2), True, id="tokens inside tiles of the input"),
+        pytest.param(dataclasses.replace(WINDOW, block=(4, 2), token_block=2), True, id="a tile for each level"),
+        pytest.param(dataclasses.replace(WINDOW, block=(4, 1), token_block=2), False, id="one level's tiles narrower"),
+        pytest.param(dataclasses.replace(WINDOW, token_block=8), False, id="tokens of wider tiles"),
+        pytest.param(dataclasses.replace(LEVEL, block=4, token_block=4), False, id="ours"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_set_said_to_be_inside_its_levels_is(policy, inner, seed):
+    plan = Plan(blot(64, 64, seed=seed), policy)
+    tokens, level = plan.token_set(32, 32), plan.level_set(32, 32)
+    contained = bool((level.mask() | ~tokens.mask()).all())
+    assert (tokens.within(level), contained or not inner) == (inner, True)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pointwise_tiles_are_part_of_their_levels(seed):
+    plan = Plan(blot(32, 32, seed=seed), WINDOW)
+    small, level = plan.conv_set(window((32, 32), 1)), plan.level_set(32, 32)
+    assert (small.within(level), bool((level.mask() | ~small.mask()).all())) == (True, True)
+
+
+@pytest.mark.parametrize("policy", [WINDOW, LEVEL, TILE], ids=["window", "level", "tile"])
+@pytest.mark.parametrize("shape", TILED)
+def test_sets_are_of_one_family_in_a_recording_and_an_edit(policy, shape):
+    recording, edit = FullPlan(policy, 1, (32, 32), "cpu"), Plan(blot(32, 32), policy)
+    kinds = [(plan.conv_set(shape).kind, plan.level_set(*shape.out_size).kind) for plan in (recording, edit)]
+    assert kinds[0] == kinds[1]
+
+
+# -- masks finer than the map, maps finer than the mask --
+
+
+@pytest.mark.parametrize("policy", [WINDOW, LEVEL, TILE], ids=["window", "level", "tile"])
+def test_a_finer_mask_covers_every_cell_it_touches(policy):
+    mask = dot(128, 37, 91)
+    plan = Plan(mask, dataclasses.replace(policy, pyramid="max", block=1), size=(16, 16))
+    # By the 3x3 window, or the level's own: at least the cell itself.
+    assert plan.mask_at(16, 16)[0].nonzero().tolist() == [[4, 11]] and plan.level_set(16, 16).mask()[0, 4, 11]
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_levels_finer_than_the_mask_cover_its_cells(side):
+    plan = Plan(dot(16, 4, 11), LEVEL, finest=(64, 64))
+    expected = dot(16, 4, 11).repeat_interleave(side // 16, 1).repeat_interleave(side // 16, 2)
+    assert torch.equal(plan.level_set(side, side).mask(), expected)
+
+
+@pytest.mark.parametrize("side, finer", [(32, 64), (16, 32), (8, 16)])
+def test_levels_around_the_mask_are_nested(side, finer):
+    plan = Plan(dot(16, 4, 11), dataclasses.replace(LEVEL, block=2, dilation=(2, 1)), finest=(64, 64))
+    footprint = masks.reduce_max(plan.level_set(finer, finer).mask(), side, side)
+    assert bool((plan.level_set(side, side).mask() | ~footprint).all())
+
+
+def test_blocks_and_dilation_start_from_the_input_map():
+    policy = dataclasses.replace(LEVEL, block=(4, 2), dilation=(1, 0))
+    plan = Plan(dot(128, 37, 91), policy, size=(16, 16))
+    assert (plan.tile_side(16, 16), plan.tile_side(8, 8), int(plan.mask_at(16, 16).sum())) == (4, 2, 9)

@@ -231,3 +231,30 @@ def test_macs_add_up_over_steps(steps, unet, images):
         sum(effect.sparse_macs_by_kind.values()),
         True,
     )
+
+
+class Halved(torch.nn.Module):
+    """A map of half the sides."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1, stride=2)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("fill", [True, False], ids=["full mask", "empty mask"])
+@pytest.mark.filterwarnings("ignore:the edit mask is empty")
+def test_what_was_recomputed_is_told_at_the_outputs_resolution(images, fill):
+    model = Halved()
+    session = sige.Session(model, "incremental")
+    with session.record():
+        model(images[0])
+    with session.edit(torch.full((64, 64), fill)) as effect:
+        model(images[0])
+    assert (tuple(effect.active.shape), bool(effect.active.all()), bool(effect.active.any())) == (
+        (1, 32, 32),
+        fill,
+        fill,
+    )
