@@ -246,3 +246,128 @@ def test_active_tensor_kept_beyond_the_forward(session, unet, images):
     hook.remove()
     with pytest.raises(RuntimeError, match="active tensors live only inside the model's own forward pass"):
         kept[0] + 1
+
+
+# -- masks finer than the map --
+
+
+@pytest.fixture
+def latents():
+    """A session that has recorded a model of 16x16 latents, the model and the latents."""
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 16, 16)
+    session = sige.Session(model, sige.Policy(block=1, min_resolution=1))
+    with session.record():
+        model(x)
+    return session, model, x
+
+
+def pixel(side, y, x):
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[y, x] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(24, 24), (40, 40), (16, 32), (32, 16), (8, 8), (128, 64)],
+    ids=["1.5", "2.5", "one side", "other side", "coarser", "unequal factors"],
+)
+def test_mask_must_be_finer_by_a_whole_factor(latents, size):
+    message = rf"^the edit mask is \({size[0]}, {size[1]}\), the recording has input \(2, 4, 16, 16\): give .* finer by a whole"
+    with pytest.raises(MaskError, match=message), latents[0].edit(torch.ones(size, dtype=torch.bool)):
+        pass
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+def test_a_cell_may_change_where_any_pixel_that_it_covers_is_masked(latents, factor):
+    session, model, x = latents
+    other = x.clone()
+    other[:, :, 5, 9] += 1
+    with session.edit(pixel(16 * factor, 5 * factor + factor - 1, 9 * factor)) as effect:
+        model(other)
+    assert effect.active.nonzero().tolist() == [[sample, 5, 9] for sample in (0, 1)]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+def test_a_cell_beside_a_finer_mask_must_not_change(latents, factor):
+    session, model, x = latents
+    other = x.clone()
+    other[1, :, 5, 10] += 1
+    message = "at 1 positions outside the mask, the first at row 5, column 10 of sample 1"
+    with pytest.raises(ChangedInputError, match=message):
+        with session.edit(pixel(16 * factor, 5 * factor, 9 * factor + factor - 1)):
+            model(other)
+
+
+def test_a_finer_mask_may_be_one_a_sample(latents):
+    session, model, x = latents
+    other = x.clone()
+    other[1, :, 5, 10] += 1
+    with session.edit(torch.stack([pixel(128, 0, 0), pixel(128, 47, 80)])) as effect:
+        model(other)
+    assert effect.active.nonzero().tolist() == [[0, 0, 0], [1, 5, 10]]
+
+
+# -- what the caller passed in is the caller's --
+
+
+class Labelled(nn.Module):
+    """Scales and shifts a map by convolutions of the label map at its resolution, twice, as SPADE does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.gamma, self.beta = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+
+    def forward(self, labels):
+        x = self.first(nn.functional.interpolate(labels, size=(16, 16)))
+        for side in (16, 32, 64):
+            x = nn.functional.interpolate(x, size=(side, side))
+            seen = nn.functional.interpolate(labels, size=(side, side))
+            x = x * (1 + self.gamma(seen)) + self.beta(seen)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("name", ["incremental", "sige", "fisedit"])
+@pytest.mark.parametrize("make", [Labelled, lambda: nn.Conv2d(4, 4, 3, padding=1)], ids=["labels", "one convolution"])
+def test_what_the_caller_passed_in_is_never_written_to(small, make, name, layout):
+    model, generator = make().eval(), torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 64, 64, generator=generator).contiguous(memory_format=layout)
+    masks = [torch.zeros(64, 64, dtype=torch.bool) for _ in range(2)]
+    masks[0][8:14, 40:50] = masks[1][30:36, 10:20] = True
+    others = [torch.where(mask, -x, x).contiguous(memory_format=layout) for mask in masks]
+    given = [x, *others]
+    copies = [tensor.clone() for tensor in given]
+    session = sige.Session(model, small(name, min_resolution=4, upsample_min_source=4, dense_modules=()))
+    with session.record():
+        model(x)
+    for number in (0, 1, 0):
+        with session.edit(masks[number]):
+            model(others[number])
+        session.undo()
+    with session.edit(masks[0]):
+        model(others[0])
+    session.commit()
+    with session.edit(masks[0]):
+        model(x)
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(given, copies))
+
+
+@pytest.mark.parametrize("name", ["incremental", "sige"])
+def test_what_the_caller_does_to_its_tensors_later_changes_nothing(small, name):
+    model, x = Labelled().eval(), torch.randn(1, 4, 64, 64).contiguous(memory_format=torch.channels_last)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[8:14, 40:50] = True
+    other, outputs = torch.where(mask, -x, x), []
+    for spoilt in (False, True):
+        session, given = sige.Session(model, small(name, min_resolution=4)), x.clone()
+        with session.record():
+            output = model(given)
+        if spoilt:
+            given.fill_(7), output.fill_(7)
+        with session.edit(mask):
+            outputs.append(model(other))
+    assert torch.equal(*outputs)

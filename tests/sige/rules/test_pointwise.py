@@ -199,3 +199,42 @@ def test_in_place_sum_over_different_sets_can_be_undone(trial, geometry):
         done.session.model(torch.where(mask, done.original + 1, done.original))
     done.session.undo()
     assert all(torch.equal(x, y) for key, entry in entries.items() for x, y in zip(entry.tensors(), before[key]))
+
+
+class Scaled(nn.Module):
+    """A map scaled between two convolutions that read it."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) + self.second(self.scale(x))
+
+
+BY_ONE = [
+    pytest.param(lambda x: x * 1, 1, id="times 1"),
+    pytest.param(lambda x: x * 1.0, 1, id="times 1.0"),
+    pytest.param(lambda x: x / 1.0, 1, id="divided by 1.0"),
+    pytest.param(lambda x: torch.div(x, 1), 1, id="torch.div"),
+    pytest.param(lambda x: x.mul(True), 1, id="times True"),
+    pytest.param(lambda x: x * 2, 2, id="times 2"),
+    pytest.param(lambda x: x + 1, 2, id="plus 1"),
+    pytest.param(lambda x: 1 / (x.abs() + 1), 2, id="1 divided by it"),
+    pytest.param(lambda x: torch.div(x, 1, rounding_mode="floor"), 2, id="rounded"),
+]
+
+
+@pytest.mark.parametrize("scale, maps", BY_ONE)
+def test_scaling_by_one_is_remembered_once(trial, scale, maps):
+    done = trial(lambda: Scaled(scale), mask="small")
+    own = sum(e.value.nbytes for e in done.session._steps[0].entries.values() if e.kind == "conv_input")
+    assert own == maps * 8 * 32 * 32 * 4
+
+
+@pytest.mark.parametrize("scale, maps", BY_ONE)
+def test_scaling_under_a_full_mask_equals_the_dense_model(trial, scale, maps):
+    done = trial(lambda: Scaled(scale))
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
