@@ -29,6 +29,8 @@ def _is_metadata(func):
 def name_of(func):
     """A torch function's name for the report."""
     name = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
+    if "<locals>" in name:  # such as F.max_pool2d, which is made by a function
+        return func.__name__
     if name == "__get__" or name.endswith(".__get__"):
         return f"Tensor.{func.__self__.__name__}"
     return name

@@ -98,7 +98,7 @@ def _settled(forward, x, other):
     if isinstance(other, ActiveTensor):
         alike = other.scale == x.scale and other.active is x.active
         return x if alike else forward.at_level(x)
-    spatial = isinstance(other, T) and other.dim() >= 2 and max(other.shape[-2:]) > 1
+    spatial = isinstance(other, T) and other.dim() >= 1 and max(other.shape[-2:]) > 1
     return forward.at_level(x) if spatial else x
 
 
@@ -121,7 +121,7 @@ def _binary_rows(forward, first, second):
         return first.rows, second.rows, like
     other = second if like is first else first
     if isinstance(other, torch.Tensor):
-        spatial = other.dim() >= 2 and max(other.shape[-2:]) > 1
+        spatial = other.dim() >= 1 and max(other.shape[-2:]) > 1
         if not like.settled and other.numel() > 1 and (spatial or like.axes != ("b", "f", "h", "w")):
             return None
         if other.dim() > like.dim() or other.device != like.device:

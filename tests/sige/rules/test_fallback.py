@@ -131,8 +131,13 @@ def test_plain_operators_are_none_of_its_business(trial):
 
 @pytest.mark.parametrize(
     "func, name",
-    [(torch.roll, "roll"), (F.avg_pool2d, "avg_pool2d"), (torch.Tensor.mT.__get__, "Tensor.mT")],
-    ids=["function", "nn.functional", "property"],
+    [
+        (torch.roll, "roll"),
+        (F.avg_pool2d, "avg_pool2d"),
+        (F.max_pool2d, "max_pool2d"),
+        (torch.Tensor.mT.__get__, "Tensor.mT"),
+    ],
+    ids=["function", "nn.functional", "dispatched", "property"],
 )
 def test_names(func, name):
     assert name_of(func).endswith(name)

@@ -105,3 +105,152 @@ def test_dense_level_between_sparse_ones(trial, norm):
 
 def test_plain_level_with_incremental_statistics_is_exact(trial):
     assert trial(net("affine", 2), mask="wide", min_resolution=20, norm="incremental").error() < 1e-4
+
+
+# -- batch norm --
+
+
+def with_statistics(norm):
+    """A batch norm with running statistics as after training."""
+    generator = torch.Generator().manual_seed(5)
+    norm.running_mean.copy_(torch.randn(8, generator=generator))
+    norm.running_var.copy_(torch.rand(8, generator=generator) + 0.5)
+    return norm
+
+
+def between(make, stride=1):
+    """``make()`` between two convolutions."""
+
+    def build():
+        first, last = nn.Conv2d(8, 8, 3, padding=1, stride=stride), nn.Conv2d(8, 8, 3, padding=1)
+        return nn.Sequential(first, make(), nn.ReLU(), last)
+
+    return build
+
+
+BATCH = [
+    pytest.param(between(lambda: with_statistics(nn.BatchNorm2d(8))), id="affine"),
+    pytest.param(between(lambda: with_statistics(nn.BatchNorm2d(8, affine=False))), id="not affine"),
+    pytest.param(between(lambda: with_statistics(nn.BatchNorm2d(8)), 2), id="stride 2"),
+    pytest.param(between(lambda: with_statistics(nn.InstanceNorm2d(8, track_running_stats=True))), id="instance norm"),
+]
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("make", BATCH)
+def test_batch_norm_under_a_full_mask_equals_the_dense_model(trial, make, geometry):
+    done = trial(make, geometry, batch=2)
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("make", BATCH)
+def test_batch_norm_leaves_the_rest_alone(trial, make, geometry):
+    assert trial(make, geometry, "small").same_outside()
+
+
+@pytest.mark.parametrize("norm", ["incremental", "dense", "cached"])
+@pytest.mark.parametrize("make", BATCH)
+def test_batch_norm_is_the_dense_models_whatever_the_policy(trial, make, norm):
+    assert trial(make, mask="wide", norm=norm).error() < 1e-4
+
+
+def test_batch_norm_remembers_nothing(trial):
+    kinds = trial(BATCH[0].values[0], mask="small").session.state_bytes()
+    assert not {"norm_sums", "norm_stats", "fallback"} & kinds.keys()
+
+
+class OnColumns(nn.Module):
+    """Batch norm of a fused map (B, C, H*W)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = with_statistics(nn.BatchNorm1d(8))
+
+    def forward(self, x):
+        return self.norm(x.flatten(2)).view(x.shape)
+
+
+def test_batch_norm_of_fused_positions_equals_the_dense_model(trial):
+    done = trial(between(OnColumns))
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
+
+
+class Training(nn.Module):
+    """Batch norm with the statistics of the batch at hand, as generators are sometimes run."""
+
+    def forward(self, x):
+        return torch.nn.functional.batch_norm(x, None, None, training=True)
+
+
+@pytest.mark.parametrize("mask", ["full", "small"])
+def test_batch_norm_with_the_batchs_statistics_is_dense_and_named(trial, mask):
+    done = trial(between(Training), mask=mask)
+    right = done.error() < 1e-4 if mask == "full" else done.same_outside()
+    assert (right, done.effect.fallbacks) == (True, ["batch_norm at 1"])
+
+
+# -- instance norm --
+
+INSTANCE = [
+    pytest.param(lambda: nn.InstanceNorm2d(8), id="plain"),
+    pytest.param(lambda: nn.InstanceNorm2d(8, affine=True), id="affine"),
+]
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("norm", ["incremental", "dense"])
+@pytest.mark.parametrize("make", INSTANCE)
+def test_instance_norm_under_a_full_mask_equals_the_dense_model(trial, make, norm, geometry):
+    done = trial(between(make), geometry, norm=norm, batch=2)
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("norm", ["incremental", "cached"])
+@pytest.mark.parametrize("make", INSTANCE)
+def test_instance_norm_leaves_the_rest_alone(trial, make, norm, geometry):
+    assert trial(between(make), geometry, "small", norm=norm).same_outside()
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("norm", ["incremental", "cached"])
+@pytest.mark.parametrize("make", INSTANCE)
+def test_instance_norm_of_an_unchanged_input_is_the_recordings(trial, make, norm, geometry):
+    done = trial(between(make), geometry, "same", norm=norm)
+    assert (done.after - done.before).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("make", INSTANCE)
+def test_instance_norms_incremental_statistics_are_the_whole_edited_maps(trial, make, batch):
+    done = trial(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), make()), mask="wide", batch=batch)
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert (done.after - done.dense)[active].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("make", INSTANCE)
+def test_instance_norms_cached_statistics_are_the_recordings(trial, make):
+    done = trial(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), make()), norm="cached")
+    plain = done.session.model[0]
+    with torch.no_grad():
+        old, new = plain(done.original), plain(done.edited)
+        rstd = (old.var((2, 3), correction=0, keepdim=True) + 1e-5).rsqrt()
+        expected = (new - old.mean((2, 3), keepdim=True)) * rstd
+    assert (done.after - expected).abs().max() < 1e-4
+
+
+def test_instance_norm_keeps_its_digits_about_a_large_mean(trial):
+    """Channels that vary by a thousandth of their mean."""
+
+    class Far(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8)
+
+        def forward(self, x):
+            return self.norm(self.first(x) * 1e-3 + 1)
+
+    done = trial(Far, mask="wide")
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert (done.after - done.dense)[active].abs().max() < 1e-2

@@ -97,3 +97,151 @@ def test_map_enlarged_by_the_model_itself_counts_as_up_sampling(trial):
     make = net(lambda n, x: F.interpolate(x, scale_factor=2))
     sparse, dense = (trial(make, mask="small", min_resolution=20, upsample_min_source=n) for n in (16, 17))
     assert (sparse.effect.macs < dense.effect.macs, bool(torch.isfinite(sparse.after).all())) == (True, True)
+
+
+# -- pooling and bilinear up-sampling at the level's own set --
+
+
+class Around(nn.Module):
+    """A 3x3 convolution, ``body(net, x)`` and a 3x3 convolution, all from 32x32; ``body`` gets the model's input as well."""
+
+    def __init__(self, body, stride=1):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 8, 3, padding=1, stride=stride), nn.Conv2d(8, 8, 3, padding=1)
+        self.gamma, self.beta, self.body = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), body
+
+    def forward(self, x):
+        return self.last(self.body(self, self.first(x), x))
+
+
+def around(body, stride=1):
+    return lambda: Around(body, stride)
+
+
+def modulated(side):
+    """Modulation by convolutions of the model's input brought to ``side``, as SPADE does."""
+
+    def body(net, y, x):
+        y = F.interpolate(y, size=(side, side))
+        labels = F.interpolate(x, size=y.shape[2:], mode="nearest")
+        return y * (1 + net.gamma(labels)) + net.beta(labels)
+
+    return body
+
+
+def met(net, y, x):
+    """Outstanding up-sampling met by maps of the finer level."""
+    up = F.interpolate(y, scale_factor=2)
+    return up * (1 + net.gamma(x)) + net.beta(x)
+
+
+LEVELLED = [
+    pytest.param(around(lambda n, y, x: F.avg_pool2d(y, 2)), id="average of 2x2"),
+    pytest.param(around(lambda n, y, x: F.avg_pool2d(y, 4, 4)), id="average of 4x4"),
+    pytest.param(around(lambda n, y, x: F.avg_pool2d(y, (2, 4))), id="average of 2x4"),
+    pytest.param(around(lambda n, y, x: nn.AvgPool2d(2, 2)(y)), id="average, module"),
+    pytest.param(around(lambda n, y, x: F.max_pool2d(y, 2)), id="maximum of 2x2"),
+    pytest.param(around(lambda n, y, x: nn.MaxPool2d(2)(y)), id="maximum, module"),
+    pytest.param(
+        around(lambda n, y, x: F.interpolate(y, scale_factor=2, mode="bilinear"), 2), id="bilinear up-sampling"
+    ),
+    pytest.param(around(lambda n, y, x: F.interpolate(y, size=(64, 64), mode="bilinear"), 2), id="bilinear by 4"),
+    pytest.param(
+        around(lambda n, y, x: F.interpolate(F.avg_pool2d(y, 2), scale_factor=2, mode="bilinear") + y), id="down and up"
+    ),
+    pytest.param(around(modulated(16), 2), id="label map of half the sides"),
+    pytest.param(around(modulated(32), 2), id="label map of the level's own"),
+    pytest.param(around(modulated(8), 4), id="label map of a quarter"),
+    pytest.param(around(met, 2), id="up-sampling met by the finer level"),
+    pytest.param(around(lambda n, y, x: n.beta(x) - F.interpolate(y, scale_factor=2), 2), id="the other way round"),
+    pytest.param(around(lambda n, y, x: F.interpolate(y, scale_factor=4) * n.gamma(x), 4), id="up-sampling by 4, met"),
+    pytest.param(
+        around(lambda n, y, x: F.interpolate(y, scale_factor=2) * torch.linspace(0, 1, 32), 2), id="met by a plain map"
+    ),
+]
+PLACES = pytest.mark.parametrize("geometry", ["level", "window", "tile"])
+
+
+@PLACES
+@pytest.mark.parametrize("make", LEVELLED)
+def test_levels_under_a_full_mask_equal_the_dense_model(trial, make, geometry):
+    done = trial(make, geometry, batch=2)
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
+
+
+@PLACES
+@pytest.mark.parametrize("make", LEVELLED)
+def test_levels_leave_the_rest_alone(trial, make, geometry):
+    done = trial(make, geometry, "small", block=2, dilation=0)
+    assert (done.same_outside(), done.effect.fallbacks) == (True, [])
+
+
+@PLACES
+@pytest.mark.parametrize("make", LEVELLED)
+def test_levels_of_an_unchanged_input_are_the_recordings(trial, make, geometry):
+    done = trial(make, geometry, "same")
+    assert (done.after - done.before).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", LEVELLED)
+def test_levels_wider_than_the_reach_equal_the_dense_model(trial, make):
+    done = trial(make, mask="wide")
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert (done.after - done.dense)[active].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("make", LEVELLED)
+def test_batch_with_different_masks_is_each_samples_own(trial, make):
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 2:5, 27:31] = masks[1, 12:15, 4:9] = True
+    done = trial(make, mask=masks, batch=2, dilation=7)
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert (done.after - done.dense)[active].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("make", LEVELLED)
+def test_levels_below_the_minimum_run_dense(trial, make):
+    done = trial(make, min_resolution=33, upsample_min_source=33)
+    assert (done.error() < 1e-4, done.effect.macs) == (True, done.effect.dense_macs)
+
+
+@pytest.mark.parametrize("make", LEVELLED)
+def test_undo_restores_the_resampled_maps(trial, make):
+    done = trial(make, mask="small")
+    done.session.undo()
+    area = torch.zeros(32, 32, dtype=torch.bool)
+    area[9:14, 10:17] = True
+    with done.session.edit(area):
+        again = done.session.model(done.edited)
+    assert torch.equal(again, done.after)
+
+
+def test_a_label_map_is_cut_once_for_all_layers_of_a_level(trial, monkeypatch):
+    from sige.rules import resampling
+
+    cuts, real = [], resampling._places
+    monkeypatch.setattr(resampling, "_places", lambda level: cuts.append(level) or real(level))
+    twice = around(lambda n, y, x: modulated(16)(n, modulated(16)(n, y, x), x), 2)
+    trial(twice, mask="small")
+    assert len(cuts) == 2  # one in the recording, one in the edit
+
+
+# Pooling without a rule: dense, and right.
+POOLED = [
+    pytest.param(lambda y: F.avg_pool2d(y, 3, 1, 1), "avg_pool2d", id="average with overlap"),
+    pytest.param(lambda y: F.avg_pool2d(y, 2, 2, divisor_override=3), "avg_pool2d", id="average by another divisor"),
+    pytest.param(lambda y: F.max_pool2d(y, 3, 2, 1), "max_pool2d", id="maximum with overlap"),
+    pytest.param(lambda y: F.max_pool2d(y, 5), "max_pool2d", id="maximum of parts that do not fit"),
+    pytest.param(lambda y: F.max_pool2d(y, 2, dilation=2), "max_pool2d", id="maximum, dilated"),
+    pytest.param(
+        lambda y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True), "interpolate", id="corners"
+    ),
+    pytest.param(lambda y: F.interpolate(y, scale_factor=0.5, mode="bilinear"), "interpolate", id="bilinear, down"),
+    pytest.param(lambda y: F.interpolate(y, scale_factor=0.5), "interpolate", id="nearest, down"),
+]
+
+
+@pytest.mark.parametrize("pool, name", POOLED)
+def test_resampling_without_a_rule_is_right_and_named(trial, pool, name):
+    done = trial(around(lambda n, y, x: pool(y)), batch=2)
+    assert (done.error() < 1e-4, [name in entry for entry in done.effect.fallbacks]) == (True, [True])
