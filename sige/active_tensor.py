@@ -6,6 +6,8 @@ feature dimension. The tensor ``rows`` has shape (n, features...), features in t
 
 import torch
 
+from sige.errors import ModelError
+
 
 class ActiveTensor(torch.Tensor):
     """A map of which only ``rows`` at the positions of ``active`` are present.
@@ -13,7 +15,11 @@ class ActiveTensor(torch.Tensor):
     source: the remembered full map (B*H*W, C) that already holds these rows, where there is one.
     scale: nearest up-sampling not carried out yet (the logical H and W are ``scale`` times those of ``active``).
     pad: zero padding not carried out yet, (left, right, top, bottom) in logical positions.
+    place: where it stands among the views of one map, see ``sige.views``; None when it has none.
+    lost: why ``rows`` are gone, where the model wrote in place to another view of the map.
     """
+
+    place, lost = None, None
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -24,6 +30,11 @@ class ActiveTensor(torch.Tensor):
         self.rows, self.active, self.axes = rows, active, axes
         self.source, self.scale, self.pad = source, scale, pad
         return self
+
+    def __getattr__(self, name):
+        if name == "rows":  # taken away by a write to another view
+            raise ModelError(self.lost)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def settled(self):

@@ -25,8 +25,11 @@ class PathError(SigeError, RuntimeError):
     """The model took another path through its layers than it did while recording."""
 
 
-class ModelError(SigeError, TypeError):
-    """A model that the engine cannot follow (compiled, data-parallel, not a module)."""
+class ModelError(SigeError, RuntimeError):
+    """A model that the engine cannot follow (compiled, data-parallel, not a module).
+
+    No TypeError: raised inside ``a * b``, PyTorch would take that for an operator that does not exist.
+    """
 
 
 class NonFiniteError(SigeError, ValueError):

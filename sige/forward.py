@@ -10,6 +10,7 @@ from sige.active_tensor import ActiveTensor, full_view, rows_at
 from sige.errors import PathError
 from sige.kernels import ops
 from sige.memory import describe
+from sige.views import VIEWS, share
 
 
 class Forward:
@@ -195,5 +196,7 @@ class Following(TorchFunctionMode):
             out = rule(self._forward, func, *args, **kwargs) if kwargs else rule(self._forward, func, *args)
         else:
             out = self._otherwise(self._forward, func, args, kwargs or {})
+        if func in VIEWS:
+            share(func, args, out)
         self._forward.conditioning.follow(args, kwargs, out)
         return out

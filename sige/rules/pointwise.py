@@ -7,6 +7,7 @@ from sige.active_tensor import ActiveTensor, rows_at
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.rules.sequence import common_set
+from sige.views import overwrite
 
 T = torch.Tensor
 
@@ -35,7 +36,9 @@ def unary(forward, func, x, *args, **kwargs):
     place = _INPLACE.get(func, len(args))
     in_place, args = any(args[place:]), args[:place]
     if kwargs.pop("inplace", False) or in_place:
-        x.rows, x.source = func(x.rows, *args, **kwargs), None
+        rows = func(x.rows, *args, **kwargs)
+        overwrite(forward, x, func)
+        x.rows, x.source = rows, None
         return x
     kwargs.pop("memory_format", None)
     return x.with_rows(func(x.rows, *args, **kwargs))
@@ -162,6 +165,7 @@ def binary_in_place(forward, func, first, second, **kwargs):
     result = binary(forward, _OUT_OF_PLACE[func], first, second, **kwargs)
     if not isinstance(result, ActiveTensor) or result.shape != first.shape or result.dtype != first.dtype:
         return otherwise(forward, func, (first, second), kwargs)
+    overwrite(forward, first, func)
     first.rows, first.active, first.source = result.rows, result.active, None
     return first
 
