@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from sige.runs.errors import JobFailure
+from sige.runs.models import diffusers_folder
 
 CHANGED = (0,)
-_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
 _RELEASED = ("church256-ddim-unet.pth", "church256-ddim-fused_unet.pth")
 _RELEASE = "https://www.cs.cmu.edu/~sige/resources/models/diffusion/"
 _TOP = {
@@ -30,9 +30,11 @@ def _source(model: dict) -> Path:
     from sige.runs.models import checkpoints
 
     path = Path(model.get("weights_path") or "").expanduser()
-    if model.get("weights_path") and path.is_dir() and (path / _FILES[0]).is_file():
-        return path
-    what = f"a diffusers folder with {' and '.join(_FILES)}, or {' or '.join(_RELEASED)} from {_RELEASE}"
+    folders = (path, path / "unet") if model.get("weights_path") else ()
+    if any((folder / name).is_file() for folder in folders for name in diffusers_folder.WEIGHTS):
+        return diffusers_folder.find(model, "unet")
+    needed = f"{diffusers_folder.WEIGHTS[0]} and {diffusers_folder.CONFIG}"
+    what = f"a diffusers folder with {needed}, or {' or '.join(_RELEASED)} from {_RELEASE}"
     return checkpoints.locate(model, what, _RELEASED)
 
 
@@ -47,16 +49,19 @@ def weights_digest(model: dict) -> str:
     from sige.runs.models import checkpoints
 
     source = _source(model)
-    return checkpoints.digest(source / _FILES[0] if source.is_dir() else source)
+    return checkpoints.digest(diffusers_folder.weights_file(source) if source.is_dir() else source)
 
 
 def build(model: dict) -> torch.nn.Module:
-    """The network with random weights of the config's seed, or the pretrained ones of ``weights_path``."""
+    """The network with random weights of the config's seed, or the pretrained ones of ``weights_path``.
+
+    JobFailure(invalid) where those are of another network than ``model.config`` describes.
+    """
     from diffusers import UNet2DModel
 
     source = _source(model) if model["weights"] == "pretrained" else None
     if source is not None and source.is_dir():
-        module = UNet2DModel.from_pretrained(source, local_files_only=True)
+        module = diffusers_folder.load(UNet2DModel, model, "unet")
     else:
         torch.manual_seed(model["seed"])
         module = UNet2DModel(**model["config"])

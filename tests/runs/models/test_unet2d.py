@@ -134,9 +134,30 @@ def test_a_released_file_is_found_in_a_folder(trained, tmp_path, name):
     torch.testing.assert_close(run(unet2d.build(pretrained(tmp_path))), run(trained))
 
 
-def test_a_diffusers_folder_loads(trained, tmp_path):
-    trained.save_pretrained(tmp_path)
+@pytest.mark.parametrize("safe", [pytest.param(True, id="safetensors"), pytest.param(False, id="bin")])
+@pytest.mark.parametrize("part", ["", "unet"])
+def test_a_diffusers_folder_loads(trained, tmp_path, safe, part):
+    trained.save_pretrained(tmp_path / part, safe_serialization=safe)
     torch.testing.assert_close(run(unet2d.build(pretrained(tmp_path))), run(trained))
+
+
+def test_a_diffusers_folder_of_another_network_is_refused(trained, tmp_path):
+    """One that the weights would fit: nothing but its configuration tells it apart."""
+    trained.save_pretrained(tmp_path)
+    model = pretrained(tmp_path)
+    model["config"]["freq_shift"] = 0
+    with pytest.raises(JobFailure) as told:
+        unet2d.build(model)
+    wanted = "config.json has freq_shift=1 where model.config has 0; give the folder of that network, or its config."
+    assert (told.value.status, str(told.value).endswith(wanted)) == ("invalid", True)
+
+
+def test_a_diffusers_folder_without_its_config_is_told(trained, tmp_path):
+    trained.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(JobFailure) as told:
+        unet2d.weights_digest(pretrained(tmp_path))
+    assert (told.value.status, "no config.json in" in str(told.value)) == ("missing_weights", True)
 
 
 def test_the_digest_follows_the_file(trained, tmp_path):
