@@ -15,7 +15,7 @@ from sige.datasets.scene import scene
 
 DATASET = "synthetic"
 # Every edit size the two papers print, in per cent, and two beyond.
-AREAS = (1.2, 2.0, 3.8, 5, 7.2, 9.4, 11.5, 13.5, 15.5, 30, 60, 100)
+AREAS = (1.2, 2.0, 3.8, 5, 7.2, 9.4, 11.5, 13.5, 15, 15.5, 30, 60, 100)
 _NAME = re.compile(rf"({'|'.join(shapes.KINDS)}|brighten)-(\d+(?:\.\d+)?)")
 _COLOURS = torch.tensor(
     [(0.9, -0.8, -0.7), (-0.8, 0.7, 0.9), (0.9, 0.8, -0.8), (-0.7, -0.8, 0.9), (0.8, -0.6, 0.9), (-0.9, 0.8, -0.6)]
