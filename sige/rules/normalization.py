@@ -75,9 +75,9 @@ def _plain(forward, func, input, num_groups, weight, bias, eps):
     key = forward.key("norm")
     if forward.recording:
         out, mean, rstd = _native(input, num_groups, weight, bias, eps)
-        forward.keep_value(key, "norm_stats", (mean, rstd))
+        forward.keep_value(key, "norm_stats", _affine(mean, rstd, weight, bias, input.shape[1], input.dtype))
         return out
-    scale, shift = _affine(*forward.recall(key), weight, bias, input.shape[1], input.dtype)
+    scale, shift = forward.recall(key)
     broadcast = (*scale.shape, *(1,) * (input.dim() - 2))
     return torch.addcmul(shift.view(broadcast), input, scale.view(broadcast))
 
@@ -118,9 +118,9 @@ def _from_image(x, image):
 def _cached(forward, key, x, num_groups, weight, bias, eps):
     if forward.recording:
         out, mean, rstd = _native(_full_image(x), num_groups, weight, bias, eps)
-        forward.keep_value(key, "norm_stats", (mean, rstd))
+        forward.keep_value(key, "norm_stats", _affine(mean, rstd, weight, bias, x.rows.shape[1], x.dtype))
         return _from_image(x, out)
-    scale, shift = _affine(*forward.recall(key), weight, bias, x.rows.shape[1], x.dtype)
+    scale, shift = forward.recall(key)
     return x.with_rows(ops.affine_rows(x.rows, scale, shift, x.active.sample()))
 
 
@@ -170,15 +170,16 @@ def _updated(forward, key, totals, x, num_groups, tile, eps):
     ops.scatter_rows_(entry.value, tile_index, new)
     centre, first, second = forward.recall(totals)
     sample = None if active.batch == 1 else tile_index // ((active.height // tile) * (active.width // tile))
-    new, old = (sums.double().view(-1, 2, num_groups).unbind(1) for sums in (new, old))
-    shift = centre if sample is None else centre[sample]
-    new_offset, old_offset = new[0] - shift, old[0] - shift
-    first_delta = count * (new_offset - old_offset)
-    second_delta = new[1] - old[1] + count * (new_offset.square() - old_offset.square())
+    new, old = new.double(), old.double()
+    difference, (new_mean, old_mean) = new - old, (new[:, :num_groups], old[:, :num_groups])
+    shift = 2 * (centre if sample is None else centre[sample])
+    # n ((m' - c)^2 - (m - c)^2) = n (m' - m) (m' + m - 2c)
+    moved = count * difference[:, :num_groups]
+    second_delta = torch.addcmul(difference[:, num_groups:], moved, new_mean + old_mean - shift)
     if sample is None:
-        first, second = first + first_delta.sum(0, keepdim=True), second + second_delta.sum(0, keepdim=True)
+        first, second = first + moved.sum(0, keepdim=True), second + second_delta.sum(0, keepdim=True)
     else:
-        first, second = first.index_add(0, sample, first_delta), second.index_add(0, sample, second_delta)
+        first, second = first.index_add(0, sample, moved), second.index_add(0, sample, second_delta)
     forward.keep_value(totals, "norm_sums", (centre, first, second))
     size = active.height * active.width * (x.rows.shape[1] // num_groups)
     offset = first / size
