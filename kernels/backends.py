@@ -1,7 +1,7 @@
 """Which backend serves which device.
 
 A backend is a folder with one module for each operator family; modules bear the same names in every backend. `reference` is
-naive and readable and serves as the oracle, on any device; `cpu` is fast; `triton` serves NVIDIA GPUs.
+naive and readable and serves as the oracle, on any device; `cpu` is fast; `triton` serves NVIDIA GPUs, `mps` those of Apple.
 ``SIGE_BACKEND=reference`` in the environment, or ``with backends.forced("reference"):``, sends every call there.
 
 A backend that cannot serve a call raises `Declined` with the reason, before it has written anything: the reason is logged once and
@@ -16,7 +16,9 @@ import importlib.util
 import logging
 import os
 
-BACKENDS = ("reference", "cpu", "triton")
+import torch
+
+BACKENDS = ("reference", "cpu", "triton", "mps")
 FAMILIES = {
     "gather_rows": "gather",
     "scatter_rows_": "gather",
@@ -27,7 +29,7 @@ FAMILIES = {
     "affine_rows": "normalization",
     "tile_moments": "normalization",
 }
-_DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton"}
+_DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton", "mps": "mps"}
 _PACKAGE = {"triton": "triton"}  # what a backend imports besides torch
 _EXACT = ("reference", "cpu")  # decline nothing: their functions are called as they are
 _logger = logging.getLogger(__name__)
@@ -47,7 +49,9 @@ def check(name):
 
 @functools.lru_cache(maxsize=None)
 def missing(name):
-    """Why backend ``name`` cannot be loaded here, in a few words; None where it can. Imports nothing."""
+    """Why backend ``name`` cannot be loaded here, in a few words; None where it can. Imports none of its modules."""
+    if name == "mps" and not torch.backends.mps.is_available():
+        return "PyTorch finds no Apple GPU"
     package = _PACKAGE.get(name)
     if package and importlib.util.find_spec(package) is None:
         return f"the package {package!r} is not installed"
@@ -55,14 +59,15 @@ def missing(name):
 
 
 def available():
-    """The backends whose packages are installed here, in the order of `BACKENDS`."""
+    """The backends that can be loaded here, in the order of `BACKENDS`."""
     return tuple(name for name in BACKENDS if not missing(name))
 
 
 def _refusal(name, device_type):
     """Why tensors on ``device_type`` cannot go to backend ``name``, and what would be right; None where they can."""
     if missing(name):
-        return f"kernel backend {name!r} was asked for, but {missing(name)}: install it or unset SIGE_BACKEND"
+        remedy = "install it" if name in _PACKAGE else "choose another"
+        return f"kernel backend {name!r} was asked for, but {missing(name)}: {remedy} or unset SIGE_BACKEND"
     if name == "triton" and device_type == "cpu" and not interpreting():
         return (
             "kernel backend 'triton' serves CPU tensors only in Triton's interpreter: "

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 import triton
 
+from sige.kernels import weights
 from sige.kernels.backends import Declined
-from sige.kernels.triton import launch, product, tiles, weights
+from sige.kernels.triton import launch, product, tiles
 
 _LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
 

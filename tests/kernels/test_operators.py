@@ -137,7 +137,7 @@ def test_device_without_kernels_runs_the_reference(monkeypatch):
     assert backends.active("xpu") == "reference"
 
 
-UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, cpu, triton$"
+UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, cpu, triton, mps$"
 
 
 def test_unknown_backend_in_the_environment(monkeypatch):
@@ -170,7 +170,7 @@ def arguments():
 @pytest.mark.parametrize("name", list(arguments()))
 @pytest.mark.parametrize("backend", backends.available())
 def test_operator_keeps_its_schema(name, backend):
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    device = "mps" if backend == "mps" else "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     args = tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in arguments()[name])
     # Nothing to differentiate: the session runs without gradients, so autograd's own check does not apply.
     with backends.forced(backend), torch.no_grad():

@@ -1,7 +1,8 @@
 """Every operator on every backend against a float64 computation written here, which knows nothing of the engine.
 
 A backend whose package is not installed is left out. Triton's kernels run on the GPU where there is one, else in Triton's interpreter
-(tests/conftest.py asks for it). Memory that an operator allocates holds NaN until it is written.
+(tests/conftest.py asks for it). Metal's run on Apple's GPU where there is one, else compiled as C++ (metal_shim).
+Memory that an operator allocates holds NaN until it is written.
 """
 
 import pytest
@@ -20,7 +21,7 @@ DTYPES = [
 MASKS = ["ragged", "one", "all", "none"]
 
 
-@pytest.fixture(params=backends.available(), autouse=True)
+@pytest.fixture(params=dict.fromkeys((*backends.available(), "mps")), autouse=True)
 def backend(request, monkeypatch):
     """Sends every operator to one backend, and fails where that leaves the call to another."""
 
@@ -28,6 +29,8 @@ def backend(request, monkeypatch):
         raise AssertionError(args)
 
     monkeypatch.setattr(backends, "_say_once", declined)
+    if request.param == "mps":
+        request.getfixturevalue("metal")
     with backends.forced(request.param):
         yield request.param
 
@@ -43,6 +46,7 @@ def unwritten_memory_is_nan(monkeypatch):
 def call(operator, *args):
     """The operator on the device where the backend under test runs; results come back to the CPU, also those written in place."""
     device = "cuda" if backends._forced == "triton" and torch.cuda.is_available() else "cpu"
+    device = "mps" if backends._forced == "mps" and torch.backends.mps.is_available() else device
     moved = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
     result = getattr(ops, operator)(*moved)
     if operator.endswith("_") and device != "cpu":

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import sige  # noqa: F401
-from sige.kernels import backends, ops
-from sige.kernels.triton import compaction, convolution, gather, tiles, weights
+from sige.kernels import backends, ops, weights
+from sige.kernels.triton import compaction, convolution, gather, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEIGHT, WIDTH = 45, 61
