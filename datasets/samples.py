@@ -64,8 +64,13 @@ def files(name: str, folder: str | None = None) -> tuple[Path, ...]:
 
 def digest(name: str, folder: str | None = None, **options) -> str:
     """Digest of the files' bytes."""
+    return digest_of(files(name, folder))
+
+
+def digest_of(paths) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of the files' bytes, one after the other."""
     state = hashlib.sha256()
-    for path in files(name, folder):
+    for path in paths:
         state.update(path.read_bytes())
     return state.hexdigest()[:12]
 

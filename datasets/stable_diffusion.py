@@ -4,7 +4,6 @@ They are not part of this project. Put ``sdedit-0-original.png``, ``sdedit-0-edi
 ``masks.npz`` in the folder ``sige-samples``; ``samples.py`` says where it is looked for.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,10 +49,7 @@ def files(name: str, folder: str | None = None) -> tuple[Path, Path]:
 
 def digest(name: str, folder: str | None = None, **options) -> str:
     """Digest of the files' bytes."""
-    state = hashlib.sha256()
-    for path in files(name, folder):
-        state.update(path.read_bytes())
-    return state.hexdigest()[:12]
+    return samples.digest_of(files(name, folder))
 
 
 def load(

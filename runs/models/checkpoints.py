@@ -84,6 +84,27 @@ def _missing(model: dict, what: str, why: str) -> JobFailure:
     )
 
 
+def weights_digest(model: dict, trained: Callable[[], str]) -> str:
+    """What tells a model's weights from others: the seed of random ones, ``trained()`` of pretrained ones.
+
+    JobFailure(missing_weights) for weights that are neither.
+    """
+    if model["weights"] == "random":
+        return f"random:{model['seed']}"
+    if model["weights"] != "pretrained":
+        raise JobFailure(
+            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
+        )
+    return trained()
+
+
+def released(model: dict, address: str, network: str) -> Path:
+    """The file of weights as their authors released it: one of ``released`` in the config, fetched from ``address``."""
+    names = tuple(model["released"])
+    what = f"{' or '.join(names)} from {address}" if names else f"a state dict of this {network} (none was released)"
+    return locate(model, what, names)
+
+
 def digest(path: Path) -> str:
     """First 12 hexadecimal digits of the SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:

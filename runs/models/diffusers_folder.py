@@ -54,12 +54,6 @@ def load(kind, model: dict, part: str):
 
 def digest(model: dict, part: str) -> str:
     """Digest of the trained weights of ``part``, or the seed of random ones. JobFailure(missing_weights) where there are none."""
-    if model["weights"] == "random":
-        return f"random:{model['seed']}"
-    if model["weights"] != "pretrained":
-        raise JobFailure(
-            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
-        )
     from sige.runs.models import checkpoints
 
-    return checkpoints.digest(weights_file(find(model, part)))
+    return checkpoints.weights_digest(model, lambda: checkpoints.digest(weights_file(find(model, part))))

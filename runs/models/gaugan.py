@@ -34,26 +34,16 @@ _LABEL_LAYERS = ("fc", "mlp_shared")
 
 def weights_digest(model: dict) -> str:
     """Seed of random weights, or digest of the file of trained ones. JobFailure(missing_weights) where there is none."""
-    if model["weights"] == "random":
-        return f"random:{model['seed']}"
-    if model["weights"] != "pretrained":
-        raise JobFailure(
-            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
-        )
     from sige.runs.models import checkpoints
 
-    return checkpoints.digest(_file(model))
+    return checkpoints.weights_digest(model, lambda: checkpoints.digest(_file(model)))
 
 
 def _file(model: dict) -> Path:
     """The file of trained weights; JobFailure(missing_weights) says what to fetch and where to put it."""
     from sige.runs.models import checkpoints
 
-    released = tuple(model["released"])
-    what = (
-        f"{' or '.join(released)} from {_RELEASE}" if released else "a state dict of this generator (none was released)"
-    )
-    return checkpoints.locate(model, what, released)
+    return checkpoints.released(model, _RELEASE, "generator")
 
 
 def widths(config: dict) -> tuple[int, ...]:

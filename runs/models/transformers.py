@@ -41,12 +41,12 @@ def _folder(model: dict) -> Path:
 
 def weights_digest(model: dict) -> str:
     """Seed of random weights, or digest of the files of pretrained ones (of names and sizes where they come in pieces)."""
-    if model["weights"] == "random":
-        return f"random:{model['seed']}"
-    if model["weights"] != "pretrained":
-        raise JobFailure(
-            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
-        )
+    from sige.runs.models import checkpoints
+
+    return checkpoints.weights_digest(model, lambda: _digest(model))
+
+
+def _digest(model: dict) -> str:
     from sige.runs.models import checkpoints
 
     files = sorted(_folder(model).glob(_FILES))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from sige.runs.errors import JobFailure
 from sige.runs.models import diffusers_folder
 
 CHANGED = (0,)
@@ -40,16 +39,13 @@ def _source(model: dict) -> Path:
 
 def weights_digest(model: dict) -> str:
     """Seed of random weights, or digest of the file of pretrained ones."""
-    if model["weights"] == "random":
-        return f"random:{model['seed']}"
-    if model["weights"] != "pretrained":
-        raise JobFailure(
-            "missing_weights", f"{model['name']} has no weights {model['weights']!r}; there are random, pretrained."
-        )
     from sige.runs.models import checkpoints
 
-    source = _source(model)
-    return checkpoints.digest(diffusers_folder.weights_file(source) if source.is_dir() else source)
+    def trained():
+        source = _source(model)
+        return checkpoints.digest(diffusers_folder.weights_file(source) if source.is_dir() else source)
+
+    return checkpoints.weights_digest(model, trained)
 
 
 def build(model: dict) -> torch.nn.Module:
