@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce sweep report bench lint clean
+.PHONY: help setup test reproduce sweep report bench metal lint clean
 
 help: ## Show this list
 	@echo "Usage: make <target> [ARGS='...']   (ARGS is handed on to the command behind the target)"
@@ -39,6 +39,9 @@ report: $(STAMP) ## Write tables, figures and results/report.html again from wha
 
 bench: $(STAMP) ## Time the kernels and the engine on this machine
 	@$(RUN) -m sige.runs experiment=bench $(ARGS)
+
+metal: $(STAMP) ## Test and time the Metal kernels on this Mac; writes metal-check.json to send back
+	@$(RUN) -m sige.kernels.mps.check $(ARGS)
 
 lint: $(STAMP) ## Check the code's style
 	@$(RUN) -m ruff check . $(ARGS)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-_TARGETS = ["help", "setup", "test", "reproduce", "sweep", "report", "bench", "lint", "clean"]
+_TARGETS = ["help", "setup", "test", "reproduce", "sweep", "report", "bench", "metal", "lint", "clean"]
 _NEEDS_PYTHON = [name for name in _TARGETS if name not in ("help", "clean")]
 
 
@@ -39,6 +39,7 @@ def test_target_sets_up_first(checkout, tmp_path, target):
         pytest.param("sweep", "python -m sige.runs -m experiment=sweep extra", id="sweep"),
         pytest.param("report", "python -m sige.analysis.report extra", id="report"),
         pytest.param("bench", "python -m sige.runs experiment=bench extra", id="bench"),
+        pytest.param("metal", "python -m sige.kernels.mps.check extra", id="metal"),
     ],
 )
 def test_target_runs_its_command(checkout, tmp_path, target, command):

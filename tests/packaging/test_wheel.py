@@ -1,10 +1,25 @@
 """What the wheel holds, and that it works away from the checkout."""
 
+import hashlib
 import shutil
 
 import pytest
 
-_SOURCES = {".py", ".yaml", ".csv", ".html", ".j2", ".css", ".js", ".json", ".svg", ".png", ".npz", ".safetensors"}
+_SOURCES = {
+    ".py",
+    ".yaml",
+    ".csv",
+    ".html",
+    ".j2",
+    ".css",
+    ".js",
+    ".json",
+    ".svg",
+    ".png",
+    ".npz",
+    ".safetensors",
+    ".metal",
+}
 
 
 @pytest.mark.parametrize("folder", ["sige", "kernels", "datasets", "analysis", "runs", "conf"])
@@ -14,6 +29,14 @@ def test_every_file_is_in_the_wheel(copied_checkout, wheel, folder):
     inside = wheel / "sige" if folder == "sige" else wheel / "sige" / folder
     packed = {str(path.relative_to(inside)) for path in inside.rglob("*") if path.is_file()}
     assert source - packed == set()
+
+
+def test_metal_kernels_are_those_that_were_tested(copied_checkout, wheel):
+    digests = [
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (top / "kernels" / "mps").glob("*.metal")}
+        for top in (copied_checkout, wheel / "sige")
+    ]
+    assert digests[0] == digests[1] and len(digests[0]) == 3
 
 
 def test_nothing_lands_beside_sige(wheel):

@@ -4,6 +4,7 @@
 the texts that `Shim` was given; a text that differs from all of them in a single byte is an error.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -66,6 +67,7 @@ class Shim:
         self._process = None
         self._launches = 0
         self._program = Path(folder) / "worker"
+        self._folder = Path(folder)
         parts, table = [], []
         for i, text in enumerate(texts):
             (Path(folder) / f"text{i}.metal").write_text(text, encoding="utf-8")
@@ -82,16 +84,16 @@ class Shim:
 
     def _compile(self, folder):
         command = [compiler(), "-std=c++17", "-O1", "-g1", *WARNINGS, *SANITIZERS, f"-I{HERE}", f"-I{folder}"]
-        if (
-            "Free Software Foundation"
-            in subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
-        ):
-            command.append(
-                "-fsanitize-sections=threadgroup_memory"
-            )  # without it GCC leaves threadgroup memory unguarded
+        version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
+        if "Free Software Foundation" in version:  # GCC guards no variable in a section of its own unless it is told to
+            command.append("-fsanitize-sections=threadgroup_memory")
         command += [str(HERE / "worker.cpp"), "-o", str(self._program)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+    def texts(self):
+        """The texts as they were given to the compiler, in bytes."""
+        return [path.read_bytes() for path in sorted(self._folder.glob("text*.metal"))]
 
     def library(self, text):
         """What ``torch.mps.compile_shader(text)`` gives: an object whose attributes are the kernels."""
@@ -147,6 +149,8 @@ class Shim:
         if len(answer) < size or self._process.poll() is not None:
             self._process.stdout.close()
             self._process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._process = None
             with self._errors as errors:
                 errors.seek(0)
