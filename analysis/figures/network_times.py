@@ -27,7 +27,7 @@ def draw(table, targets):
 
     frame = _numbers(table)
     models = list(dict.fromkeys(frame["network"]))
-    down = max(1, math.ceil((len(models) + 1) / _ACROSS))
+    down = max(1, math.ceil((len(models) + 2) / _ACROSS))  # the last panel, and the place of its names left of it
     drawing, panels = pyplot.subplots(down, _ACROSS, figsize=(11, 1.1 + 2.6 * down), squeeze=False)
     edge = 0.55 / (1.1 + 2.6 * down)
     drawing.subplots_adjust(left=0.06, right=0.985, top=1 - edge * 1.5, bottom=2.1 * edge, wspace=0.32, hspace=0.5)
@@ -37,8 +37,8 @@ def draw(table, targets):
     for axes, model in zip(flat, models, strict=False):
         _panel(axes, frame[frame["network"] == model], model)
     if models:
-        _efficiency(flat[len(models)], frame, models)
-    for axes in flat[max(1, len(models) + 1 if models else 1) :]:
+        _efficiency(flat[-1], frame, models)
+    for axes in flat[len(models) or 1 : -1] if models else flat[1:]:
         axes.set_visible(False)
     style.legend_below(drawing, flat[: len(models)])
     drawing.suptitle(
@@ -100,6 +100,7 @@ def _panel(axes, rows: pd.DataFrame, model: str) -> None:
     axes.axhline(_SLOWEST, color="#999999", linewidth=1, linestyle="--")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xlim(0.9, 120)
     style.plain_log(axes)
     axes.set_xlabel("edited area (%)")
     axes.set_ylabel("speed-up")
@@ -120,7 +121,7 @@ def _efficiency(axes, frame: pd.DataFrame, models: list[str]) -> None:
                     place + high * (number - (len(methods) - 1) / 2), smallest[method], high, color=style.colour(method)
                 )
     axes.axvline(_WANTED, color="#999999", linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(models)), [model[:16] for model in models], fontsize=7)
+    axes.set_yticks(range(len(models)), models, fontsize=7)
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_xlabel("speed-up / MACs ratio")
     axes.grid(axis="x")
