@@ -59,7 +59,10 @@ kernel void rows_product(
     const uint squad_output = squad % 2 * 32;
 
     simdgroup_matrix<float, 8, 8> sums[2][4];
+    // Unrolled here and below, so that the sums stay in registers.
+#pragma unroll
     for (uint i = 0; i < 2; ++i) {
+#pragma unroll
         for (uint j = 0; j < 4; ++j) {
             sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
         }
@@ -91,16 +94,21 @@ kernel void rows_product(
             tiles.in.weights[line * TILE_PITCH + column] = value;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
         for (uint step = 0; step < TILE_DEPTH; step += 8) {
             simdgroup_matrix<T_FACTOR, 8, 8> left[2];
             simdgroup_matrix<T_FACTOR, 8, 8> right[4];
+#pragma unroll
             for (uint i = 0; i < 2; ++i) {
                 simdgroup_load(left[i], tiles.in.rows + (squad_row + i * 8) * TILE_PITCH + step, TILE_PITCH);
             }
+#pragma unroll
             for (uint j = 0; j < 4; ++j) {
                 simdgroup_load(right[j], tiles.in.weights + (squad_output + j * 8) * TILE_PITCH + step, TILE_PITCH, ulong2(0, 0), true);
             }
+#pragma unroll
             for (uint i = 0; i < 2; ++i) {
+#pragma unroll
                 for (uint j = 0; j < 4; ++j) {
                     simdgroup_multiply_accumulate(sums[i][j], left[i], right[j], sums[i][j]);
                 }
@@ -109,7 +117,9 @@ kernel void rows_product(
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 
+#pragma unroll
     for (uint i = 0; i < 2; ++i) {
+#pragma unroll
         for (uint j = 0; j < 4; ++j) {
             simdgroup_store(sums[i][j], tiles.out + (squad_row + i * 8) * TILE_OUTPUTS + squad_output + j * 8, TILE_OUTPUTS);
         }

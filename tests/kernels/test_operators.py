@@ -1,5 +1,7 @@
 """Besides the numbers: chunks, prepacked weights, choice of backend, schemas, fake tensors and MAC formulas."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,9 +170,14 @@ def arguments():
 
 
 @pytest.mark.parametrize("name", list(arguments()))
-@pytest.mark.parametrize("backend", backends.available())
-def test_operator_keeps_its_schema(name, backend):
-    device = "mps" if backend == "mps" else "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+@pytest.mark.parametrize(
+    "backend", dict.fromkeys([*backends.available(), *(["mps"] if sys.platform != "darwin" else [])])
+)
+def test_operator_keeps_its_schema(name, backend, request):
+    if backend == "mps":
+        request.getfixturevalue("metal")
+    gpu = {"mps": ("mps", torch.backends.mps), "triton": ("cuda", torch.cuda)}.get(backend)
+    device = gpu[0] if gpu and gpu[1].is_available() else "cpu"
     args = tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in arguments()[name])
     # Nothing to differentiate: the session runs without gradients, so autograd's own check does not apply.
     with backends.forced(backend), torch.no_grad():

@@ -5,6 +5,9 @@ A backend whose package is not installed is left out. Triton's kernels run on th
 Memory that an operator allocates holds NaN until it is written.
 """
 
+import functools
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,12 @@ DTYPES = [
 MASKS = ["ragged", "one", "all", "none"]
 
 
-@pytest.fixture(params=dict.fromkeys((*backends.available(), "mps")), autouse=True)
+def tested_backends():
+    """Those that can be loaded here; Metal's also without a Mac, through the shim."""
+    return list(dict.fromkeys([*backends.available(), *(["mps"] if sys.platform != "darwin" else [])]))
+
+
+@pytest.fixture(params=tested_backends(), autouse=True)
 def backend(request, monkeypatch):
     """Sends every operator to one backend, and fails where that leaves the call to another."""
 
@@ -82,6 +90,7 @@ def active_rows(kind, height=HEIGHT, width=WIDTH):
     return mask.flatten().nonzero().flatten()
 
 
+@functools.cache
 def tap_rows(kernel, stride, padding, dilation):
     """(B*H'*W', k*k) row that each tap of each output position reads, -1 outside the map; and the output's (H', W')."""
     numbers = torch.arange(1, BATCH * HEIGHT * WIDTH + 1, dtype=torch.float64).view(BATCH, 1, HEIGHT, WIDTH)
@@ -129,16 +138,31 @@ BIAS = pytest.mark.parametrize(
 )
 
 
+def operands(dtype, bias, channels, outputs, kernel, groups):
+    """Rows of a map, and a convolution's weight and bias or None; the same at every call."""
+    source = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype)
+    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
+    return source, weight, random(outputs, dtype=dtype, seed=2) if bias else None
+
+
+@functools.cache
+def exact_map(dtype, bias, channels, outputs, kernel, groups, stride, padding, dilation, around=(0, 0, 0, 0)):
+    """The convolution of the whole map of `operands` in float64, (B, O, H', W'), made once for all masks and backends.
+
+    ``around`` is padding besides (left, right, top, bottom).
+    """
+    source, weight, offset = operands(dtype, bias, channels, outputs, kernel, groups)
+    image = F.pad(source.double().view(BATCH, HEIGHT, WIDTH, channels).permute(0, 3, 1, 2), around)
+    return F.conv2d(image, weight.double(), offset.double() if bias else None, stride, padding, dilation, groups)
+
+
 @GEOMETRIES
 @BIAS
 def test_conv_rows(dtype, mask, channels, outputs, kernel, stride, padding, dilation, groups, bias):
-    source = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype)
-    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
-    offset = random(outputs, dtype=dtype, seed=2) if bias else None
+    source, weight, offset = operands(dtype, bias, channels, outputs, kernel, groups)
     taps, out = tap_rows(kernel, stride, padding, dilation)
     places = active_rows(mask, *out)
-    image = source.double().view(BATCH, HEIGHT, WIDTH, channels).permute(0, 3, 1, 2)
-    exact = F.conv2d(image, weight.double(), offset.double() if bias else None, stride, padding, dilation, groups)
+    exact = exact_map(dtype, bias, channels, outputs, kernel, groups, stride, padding, dilation)
     exact = exact.permute(0, 2, 3, 1).reshape(-1, outputs)[places]
     got = call("conv_rows", source, taps[places], weight, offset, groups)
     assert (got.dtype, close(got, exact)) == (dtype, True)
@@ -156,9 +180,7 @@ def test_conv_rows(dtype, mask, channels, outputs, kernel, stride, padding, dila
     ],
 )
 def test_conv_tiles(dtype, mask, channels, outputs, kernel, groups, tile, bias):
-    source = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype)
-    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
-    offset = random(outputs, dtype=dtype, seed=2) if bias else None
+    source, weight, offset = operands(dtype, bias, channels, outputs, kernel, groups)
     # Tiles that cover the map and hang over its right and lower edge, each with its input window.
     before, after = kernel // 2, [-side % tile + kernel // 2 for side in (HEIGHT, WIDTH)]
     around = (before, after[1], before, after[0])
@@ -166,8 +188,7 @@ def test_conv_tiles(dtype, mask, channels, outputs, kernel, groups, tile, bias):
     windows = F.unfold(F.pad(numbers, around), tile + kernel - 1, stride=tile).permute(0, 2, 1)
     places = active_rows(mask, -(-HEIGHT // tile), -(-WIDTH // tile))
     index = windows.reshape(-1, (tile + kernel - 1) ** 2)[places].long() - 1
-    image = F.pad(source.double().view(BATCH, HEIGHT, WIDTH, channels).permute(0, 3, 1, 2), around)
-    exact = F.conv2d(image, weight.double(), offset.double() if bias else None, groups=groups)
+    exact = exact_map(dtype, bias, channels, outputs, kernel, groups, 1, 0, 1, around)
     exact = exact.unfold(2, tile, tile).unfold(3, tile, tile).permute(0, 2, 3, 4, 5, 1).reshape(-1, tile**2, outputs)
     got = call("conv_tiles", source, index, tile, weight, offset, groups)
     assert (got.dtype, close(got, exact[places].reshape(-1, outputs))) == (dtype, True)
@@ -177,12 +198,9 @@ def test_conv_tiles(dtype, mask, channels, outputs, kernel, groups, tile, bias):
 @BIAS
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 def test_conv_map(dtype, layout, channels, outputs, kernel, stride, padding, dilation, groups, bias):
-    image = random(BATCH, channels, HEIGHT, WIDTH, dtype=dtype).contiguous(memory_format=layout)
-    weight = random(outputs, channels // groups, kernel, kernel, dtype=dtype, seed=1)
-    offset = random(outputs, dtype=dtype, seed=2) if bias else None
-    exact = F.conv2d(
-        image.double(), weight.double(), offset.double() if bias else None, stride, padding, dilation, groups
-    )
+    source, weight, offset = operands(dtype, bias, channels, outputs, kernel, groups)
+    image = source.view(BATCH, HEIGHT, WIDTH, channels).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    exact = exact_map(dtype, bias, channels, outputs, kernel, groups, stride, padding, dilation)
     got = call("conv_map", image, weight, offset, (stride, stride), (padding, padding), (dilation, dilation), groups)
     assert (got.dtype, close(got, exact), got.is_contiguous(memory_format=torch.channels_last)) == (dtype, True, True)
 

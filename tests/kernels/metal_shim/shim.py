@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-WARNINGS = ["-Wall", "-Wextra", "-Wdouble-promotion", "-Werror", "-Wno-attributes", "-Wno-unused-function"]
+WARNINGS = ["-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
+WARNINGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-function"]  # what Metal knows and C++ does not
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 NO_COMPILER = (
     "no C++ compiler was found: Metal's kernels are proven on a CPU by compiling them as C++, "
