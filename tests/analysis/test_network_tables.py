@@ -123,7 +123,7 @@ def test_gan_compression_saves_against_its_own_dense_model(table, papers):
 
 def test_the_chart_of_times_has_a_panel_a_network_and_the_reference_engine(table, papers):
     frame, titles = drawn("sige-networks", table, papers)
-    assert titles[:2] == ["gan_compression", "efficiency, smallest edit"]
+    assert {"gan_compression", "efficiency, smallest edit"} <= set(titles)
     assert dict(zip(frame["method"], frame["speedup"], strict=True)) == {
         "sige": 3.0,
         "incremental": 4.0,
