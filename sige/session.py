@@ -75,15 +75,19 @@ class Session:
         self._steps, self._journals, self._plans, self._edited = steps, {}, {}, []
 
     @contextlib.contextmanager
-    def edit(self, mask, changed=()):
+    def edit(self, mask, changed=(), start=0, dense=()):
         """Run the recorded forwards again, sparsely, on inputs that differ inside ``mask`` only.
 
         mask: bool (H, W) or (B, H, W) at the input's resolution, True where the input changed.
         changed: names of further inputs of the model that may differ from the recording.
+        start: number of the recorded forward that the first one of the edit repeats; those before it stay as recorded.
+        dense: numbers of recorded forwards that run as the plain model, on any input: a sampler's steps that blend seams, say.
         Yields an :class:`~sige.effect.Effect`. An exception inside the block takes the edit back.
         """
         if not self._steps:
             raise RecordingError("nothing is recorded yet: run the model once inside session.record() before an edit")
+        if not 0 <= start < len(self._steps):
+            raise RecordingError(f"start={start} is not among the {len(self._steps)} recorded forwards, which count from 0")
         self._take_back()
         mask = guards.fit_mask(check_mask(mask), self._steps[0].inputs)
         empty = not bool(mask.any())
@@ -95,7 +99,10 @@ class Session:
         effect, self._shared = Effect(), Shared()
 
         def forward(call, args, kwargs):
-            return self._edit_step(effect, mask, plan, changed, call, args, kwargs)
+            number = start + effect.steps
+            if number in dense and number < len(self._steps):
+                return self._dense_step(effect, self._steps[number], mask, call, args, kwargs)
+            return self._edit_step(number, effect, mask, plan, changed, call, args, kwargs)
 
         try:
             with self._intercept(forward):
@@ -163,8 +170,7 @@ class Session:
         memory.tree, memory.requests, memory.dense_macs = tree, plan.requests, forward.macs
         return memory, tree_unflatten(output, tree)
 
-    def _edit_step(self, effect, mask, plan, changed, call, args, kwargs):
-        number = effect.steps
+    def _edit_step(self, number, effect, mask, plan, changed, call, args, kwargs):
         if number >= len(self._steps):
             raise ChangedInputError(
                 f"forward {number + 1} of the edit has no recording: {len(self._steps)} were recorded"
@@ -199,7 +205,7 @@ class Session:
         return tree_unflatten(output, tree)
 
     def _dense_step(self, effect, memory, mask, call, args, kwargs):
-        """The policy runs every level dense at this coverage: the plain model, nothing remembered until ``commit`` asks."""
+        """Where the policy or the caller wants every level dense: the plain model, nothing remembered until ``commit`` asks."""
         with torch.inference_mode(False), torch.no_grad():
             output = call(*args, **kwargs)
         effect.add(memory.dense_macs, memory.dense_macs, self._active_map(tree_flatten(output)[0], mask), [])

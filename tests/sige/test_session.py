@@ -258,3 +258,62 @@ def test_what_was_recomputed_is_told_at_the_outputs_resolution(images, fill):
         fill,
         fill,
     )
+
+
+def test_an_edit_may_start_at_a_later_forward(steps, unet, images):
+    _, edited, mask = images
+    with steps.edit(mask):
+        whole = [unet(edited, time).sample for time in TIMES]
+    with steps.edit(mask, start=1):
+        late = [unet(edited, time).sample for time in TIMES[1:]]
+    assert all(torch.equal(one, other) for one, other in zip(whole[1:], late, strict=True))
+
+
+def test_forwards_before_the_start_stay_as_recorded(steps, unet, images):
+    before = maps(steps)
+    with steps.edit(images[2], start=1):
+        unet(images[1], TIMES[1])
+    steps.commit()
+    after = maps(steps)
+    assert [all(torch.equal(before[key], after[key]) for key in before if key[0] == step) for step in range(3)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_start_beyond_the_recording_is_refused(steps, images):
+    with pytest.raises(sige.SigeError, match="start=3 is not among the 3 recorded forwards"):
+        with steps.edit(images[2], start=3):
+            pass
+
+
+def test_a_dense_forward_takes_any_input(steps, unet, images):
+    _, edited, mask = images
+    with steps.edit(mask, dense=(1,)):
+        unet(edited, TIMES[0])
+        output = unet(-edited, TIMES[1]).sample
+    assert torch.equal(output, unet(-edited, TIMES[1]).sample)
+
+
+def test_a_dense_forward_counts_in_full(steps, unet, images):
+    with steps.edit(images[2], dense=range(3)) as effect:
+        for time in TIMES:
+            unet(images[1], time)
+    assert effect.macs == effect.dense_macs
+
+
+def test_a_committed_dense_forward_is_built_upon(steps, unet, small, images):
+    _, edited, mask = images
+    with steps.edit(mask, dense=(0,)):
+        unet(-edited, TIMES[0])
+    steps.commit()
+    fresh = sige.Session(unet, small("incremental"))
+    with fresh.record():
+        unet(-edited, TIMES[0])
+    moved = torch.where(mask, edited, -edited)
+    results = []
+    for session in (steps, fresh):
+        with session.edit(mask):
+            results.append(unet(moved, TIMES[0]).sample)
+    assert torch.equal(*results)
