@@ -4,17 +4,17 @@ import contextlib
 import warnings
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sige import guards
-from sige.active_tensor import ActiveTensor, full_view
 from sige.conditioning import Conditioning, Shared
 from sige.effect import Effect
 from sige.errors import ChangedInputError, RecordingError
 from sige.forward import Following, Forward
+from sige.interception import Interception
 from sige.masks import check_mask
 from sige.memory import Journal, StepMemory
+from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
 
@@ -47,10 +47,8 @@ class Session:
         self._journals = {}
         self._plans = {}
         self._edited = []
-        self._path = [""]
-        self._busy = False
+        self._interception = Interception(self.model)
         self._shared = Shared()
-        self._constant = set()  # ids of the model's buffers
 
     # -- the four verbs ----------------------------------------------------------------------------------------------
 
@@ -68,7 +66,7 @@ class Session:
                 raise
             return output
 
-        with self._intercept(forward):
+        with self._interception.route(forward):
             yield self
         if not steps:
             raise RecordingError("nothing was recorded: call the model at least once inside session.record()")
@@ -87,7 +85,9 @@ class Session:
         if not self._steps:
             raise RecordingError("nothing is recorded yet: run the model once inside session.record() before an edit")
         if not 0 <= start < len(self._steps):
-            raise RecordingError(f"start={start} is not among the {len(self._steps)} recorded forwards, which count from 0")
+            raise RecordingError(
+                f"start={start} is not among the {len(self._steps)} recorded forwards, which count from 0"
+            )
         self._take_back()
         mask = guards.fit_mask(check_mask(mask), self._steps[0].inputs)
         empty = not bool(mask.any())
@@ -105,7 +105,7 @@ class Session:
             return self._edit_step(number, effect, mask, plan, changed, call, args, kwargs)
 
         try:
-            with self._intercept(forward):
+            with self._interception.route(forward):
                 yield effect
         except BaseException:
             self._take_back()
@@ -123,7 +123,7 @@ class Session:
             raise RecordingError("there is no edit to commit: it was taken back, committed already, or never made")
         for step, inputs, output, rerun in self._edited:
             if rerun is not None:  # the edit covered everything and ran as the plain model: now its maps are wanted
-                with self._intercept(lambda call, args, kwargs: call(*args, **kwargs)):
+                with self._interception.route(lambda call, args, kwargs: call(*args, **kwargs)):
                     memory, _ = self._record_step(*rerun)
                 step.__dict__.update(memory.__dict__)
             else:
@@ -160,13 +160,13 @@ class Session:
         batch, size = (maps[0].shape[0], tuple(maps[0].shape[2:])) if maps else (1, (1, 1))
         device = tensors[0].device if tensors else torch.device("cpu")
         plan = FullPlan(self.policy, batch, size, device)
-        forward = Forward(self.policy, memory, plan, self._path)
+        forward = Forward(self.policy, memory, plan, self._interception.path)
         self._tell_apart(forward, inputs)
         _, output, tree = self._run(forward, call, *self._activated(forward, tokens, args, kwargs))
         memory.check_untouched(recording=True)
-        memory.inputs = _copied(inputs)
+        memory.inputs = copied(inputs)
         memory.autocast = guards.autocast_state(device.type)
-        memory.output = _copied(output)
+        memory.output = copied(output)
         memory.tree, memory.requests, memory.dense_macs = tree, plan.requests, forward.macs
         return memory, tree_unflatten(output, tree)
 
@@ -182,13 +182,13 @@ class Session:
         self._check_autocast(memory)
         nothing = {kind: 0 for kind in memory.dense_macs}
         if plan is None:
-            effect.add(nothing, memory.dense_macs, torch.zeros_like(self._active_map(memory.output, mask)), [])
+            effect.add(nothing, memory.dense_macs, torch.zeros_like(active_map(memory.output, mask)), [])
             self._edited.append((memory, memory.inputs, memory.output, None))
-            return tree_unflatten(_copied(memory.output), memory.tree)
+            return tree_unflatten(copied(memory.output), memory.tree)
         if plan.level_set(*plan.size).full and not changed:
             return self._dense_step(effect, memory, mask, call, args, kwargs)
         journal = self._journals.setdefault(number, Journal())
-        forward = Forward(self.policy, memory, plan, self._path, journal)
+        forward = Forward(self.policy, memory, plan, self._interception.path, journal)
         self._tell_apart(forward, inputs, changed)
         every = self.policy.text_refresh
         forward.refresh_text = bool(changed) or every is not None and number % every == 0
@@ -200,16 +200,16 @@ class Session:
             raise
         finally:
             memory.stamp()
-        effect.add(forward.macs, memory.dense_macs, self._active_map(leaves, mask), forward.fallbacks)
-        self._edited.append((memory, _copied(inputs), _copied(output), None))
+        effect.add(forward.macs, memory.dense_macs, active_map(leaves, mask), forward.fallbacks)
+        self._edited.append((memory, copied(inputs), copied(output), None))
         return tree_unflatten(output, tree)
 
     def _dense_step(self, effect, memory, mask, call, args, kwargs):
         """Where the policy or the caller wants every level dense: the plain model, nothing remembered until ``commit`` asks."""
         with torch.inference_mode(False), torch.no_grad():
             output = call(*args, **kwargs)
-        effect.add(memory.dense_macs, memory.dense_macs, self._active_map(tree_flatten(output)[0], mask), [])
-        self._edited.append((memory, None, None, (call, *_copied((args, kwargs)))))
+        effect.add(memory.dense_macs, memory.dense_macs, active_map(tree_flatten(output)[0], mask), [])
+        self._edited.append((memory, None, None, (call, *copied((args, kwargs)))))
         return output
 
     def _tell_apart(self, forward, inputs, changed=()):
@@ -217,7 +217,7 @@ class Session:
         maps = guards.images(inputs)
         others = {name: value for name, value in inputs.items() if name not in maps}
         forward.input_maps = tuple(maps.values())
-        forward.conditioning = Conditioning(others, changed, self._constant, self._shared)
+        forward.conditioning = Conditioning(others, changed, self._interception.constant, self._shared)
 
     def _inputs(self, args, kwargs):
         """The inputs by name, and the one among them that is a map of tokens, or None. It stands there as the map that it is."""
@@ -243,19 +243,9 @@ class Session:
             with Following(forward, RULES, otherwise):
                 output = call(*args, **kwargs)
             leaves, tree = tree_flatten(output)
-            plain = [_plain(forward, leaf, recorded[i] if recorded else None) for i, leaf in enumerate(leaves)]
+            given = [plain(forward, leaf, recorded[i] if recorded else None) for i, leaf in enumerate(leaves)]
         forward.finish()
-        return leaves, plain, tree
-
-    @staticmethod
-    def _active_map(leaves, mask):
-        """What was recomputed, at the resolution of the first output map; everything where that came out dense."""
-        for leaf in leaves:
-            if isinstance(leaf, ActiveTensor) and leaf.settled:
-                return leaf.active.mask()
-            if isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
-                return torch.ones(leaf.shape[0], *leaf.shape[2:], dtype=torch.bool, device=mask.device)
-        return torch.ones_like(mask)
+        return leaves, given, tree
 
     def _check_autocast(self, memory):
         device = next((v.device.type for v in memory.inputs.values() if isinstance(v, torch.Tensor)), "cpu")
@@ -296,78 +286,3 @@ class Session:
                 journal.undo()
                 self._steps[number].stamp()
         self._edited = []
-
-    @contextlib.contextmanager
-    def _intercept(self, handler):
-        """Route the model's forward through ``handler(original, args, kwargs)`` inside the block."""
-        if self._busy:
-            raise RecordingError(
-                "session.record() and session.edit() cannot be nested: end the one before the other begins"
-            )
-        model, self._busy = self.model, True
-        self._constant = {id(tensor) for tensor in model.buffers()}
-        original = model.forward
-        self._path[:] = [""]
-        undo = _follow_paths(model, self._path)
-        undo.append((model, model.__dict__.get("forward")))
-        model.__dict__["forward"] = lambda *args, **kwargs: handler(original, args, kwargs)
-        try:
-            yield
-        finally:
-            self._busy = False
-            for module, own in reversed(undo):
-                if own is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = own
-
-
-def _copied(tree):
-    """A nest of values with every tensor in it cloned."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
-
-
-# Modules whose whole work is one pointwise operator: nothing is remembered under their path.
-_POINTWISE = (nn.SiLU, nn.ReLU, nn.GELU, nn.Dropout, nn.Identity, nn.Sigmoid, nn.Tanh, nn.LeakyReLU)
-
-
-def _follow_paths(model, path):
-    """Wrap the submodules' forwards so that ``path[-1]`` is the path of the module that runs.
-
-    Returns (module, forward it had of its own or None), to put back. Hooks would do the same at ten times the cost a call.
-    """
-    undo = []
-    for name, module in model.named_modules():
-        if module is not model and not isinstance(module, _POINTWISE):
-            undo.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = _tracked(module.forward, name, path)
-    return undo
-
-
-def _tracked(forward, name, path):
-    def tracked(*args, **kwargs):
-        path.append(name)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            path.pop()
-
-    return tracked
-
-
-def _plain(forward, leaf, recorded):
-    """An output leaf as the caller gets it: a plain tensor. Positions that are not active hold the recording, bit for bit."""
-    if not isinstance(leaf, ActiveTensor):
-        return leaf
-    tokens = leaf.axes == ("b", "p", "f")
-    if not leaf.settled or not tokens and leaf.axes != ("b", "f", "h", "w"):
-        return forward.densify(leaf, "output").clone()
-    if leaf.active.full:
-        return full_view(leaf.rows, leaf.active, leaf.axes).clone(memory_format=torch.contiguous_format)
-    output = recorded.clone()
-    if tokens:
-        output.flatten(0, 1)[leaf.active.positions] = leaf.rows
-        return output
-    places, area = leaf.active.positions, leaf.active.height * leaf.active.width
-    output.flatten(2)[places // area, :, places % area] = leaf.rows
-    return output
