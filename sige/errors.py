@@ -34,3 +34,15 @@ class ModelError(SigeError, RuntimeError):
 
 class NonFiniteError(SigeError, ValueError):
     """An input holds NaN or infinity."""
+
+
+class PromptError(SigeError, ValueError):
+    """A prompt, or a pair of prompts, that the text encoder or the edit cannot use."""
+
+
+class StorageError(SigeError, RuntimeError):
+    """State that cannot be written (a full disk) or read (a file that is missing, truncated, altered or of another version)."""
+
+
+class BudgetError(SigeError, ValueError):
+    """A memory budget that does not hold what a single step needs."""

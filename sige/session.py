@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sige import guards
 from sige.conditioning import Conditioning, Shared
 from sige.effect import Effect
-from sige.errors import ChangedInputError, RecordingError
+from sige.errors import ChangedInputError, RecordingError, StorageError
 from sige.forward import Following, Forward
 from sige.interception import Interception
 from sige.masks import check_mask
@@ -17,6 +17,7 @@ from sige.memory import Journal, StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
+from sige.state import folder as store
 
 _PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
 
@@ -48,6 +49,7 @@ class Session:
         self._plans = {}
         self._edited = []
         self._interception = Interception(self.model)
+        self.extra = None  # what the caller saved beside the recording
         self._shared = Shared()
 
     # -- the four verbs ----------------------------------------------------------------------------------------------
@@ -139,6 +141,39 @@ class Session:
             for kind, size in step.bytes_by_kind(seen).items():
                 total[kind] = total.get(kind, 0) + size
         return total
+
+    def save(self, folder, extra=None):
+        """Write the recording to a folder: every byte is on the disk before it takes the place of what was saved there before.
+
+        extra: a nest of tensors, numbers and text to keep with it; ``load`` gives it back as ``session.extra``. RecordingError
+        while an edit is neither committed nor taken back; StorageError when the disk is full, the folder then is as it was.
+        """
+        if not self._steps:
+            raise RecordingError("nothing is recorded yet: run the model once inside session.record() before saving")
+        if self._edited:
+            raise RecordingError("the last edit is neither committed nor taken back: commit() or undo() before saving")
+        for step in self._steps:
+            step.check_untouched()
+        settings = {"policy": self.policy, "token_grid": self.token_grid, "model": store.fingerprint(self.model)}
+        store.save(folder, self._steps, settings, self.extra if extra is None else extra)
+
+    @classmethod
+    def load(cls, folder, model):
+        """The session that was saved in a folder, for the same model. Edits of it give the same bits as edits of the one saved.
+
+        StorageError naming the file that is missing, truncated or altered, or the model that is another one.
+        """
+        found = guards.find_model(model)
+        device = next((tensor.device for tensor in found.parameters()), torch.device("cpu"))
+        steps, settings, extra = store.load(folder, lambda tensor: tensor.to(device, copy=True))
+        if settings["model"] != store.fingerprint(found):
+            raise StorageError(
+                f"{folder} was recorded with the model {settings['model']}, this one is {store.fingerprint(found)}: load it with the "
+                "model and the weights that it was recorded with"
+            )
+        session = cls(model, settings["policy"], settings["token_grid"])
+        session._steps, session.extra = steps, extra
+        return session
 
     def close(self):
         """Forget everything."""
