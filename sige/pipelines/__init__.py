@@ -1,0 +1,1 @@
+"""Sessions on diffusers pipelines. diffusers is imported inside functions only."""
