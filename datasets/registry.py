@@ -17,7 +17,7 @@ from types import ModuleType
 from sige.datasets.edit import Edit, UnknownEdit
 
 _HERE = Path(__file__).parent
-_NOT_DATASETS = {"edit", "registry", "scene", "shapes", "street"}
+_NOT_DATASETS = {"edit", "prompt_pairs", "registry", "scene", "shapes", "street"}
 
 
 def datasets() -> dict[str, ModuleType]:
