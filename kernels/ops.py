@@ -18,7 +18,9 @@ _library = torch.library.Library("sige", "DEF")
 _library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
 _library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
 _library.define("conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups) -> Tensor")
-_library.define("conv_tiles(Tensor source, Tensor index, int tile, Tensor weight, Tensor? bias, int groups) -> Tensor")
+_library.define(
+    "conv_tiles(Tensor source, Tensor index, int[2] tile, Tensor weight, Tensor? bias, int groups) -> Tensor"
+)
 _library.define(
     "conv_map(Tensor image, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor"
 )
@@ -64,7 +66,7 @@ def _(source, index, weight, bias, groups):
 
 @torch.library.register_fake("sige::conv_tiles", lib=_library)
 def _(source, index, tile, weight, bias, groups):
-    return weight.new_empty(index.shape[0] * tile * tile, weight.shape[0])
+    return weight.new_empty(index.shape[0] * tile[0] * tile[1], weight.shape[0])
 
 
 @torch.library.register_fake("sige::conv_map", lib=_library)
@@ -101,7 +103,7 @@ def _conv_rows_flops(source, index, weight, bias, groups, *, out_shape=None, **_
 
 @register_flop_formula(torch.ops.sige.conv_tiles)
 def _conv_tiles_flops(source, index, tile, weight, bias, groups, *, out_shape=None, **_):
-    return 2 * index[0] * tile * tile * weight[0] * weight[1] * weight[2] * weight[3]
+    return 2 * index[0] * tile[0] * tile[1] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
 @register_flop_formula(torch.ops.sige.conv_map)
@@ -138,9 +140,10 @@ def conv_rows(source, index, weight, bias, groups=1):
 def conv_tiles(source, index, tile, weight, bias, groups=1):
     """Convolution of stride and dilation 1 at whole tiles: what ``conv_rows`` computes, with fewer reads.
 
-    ``index`` (T, (tile+kh-1)*(tile+kw-1)) int64 names the source rows of each tile's input window in row-major order, -1 outside
-    the map. Returns (T*tile*tile, O), tile after tile.
+    ``tile`` is the tiles' (h, w), or the side of square ones. ``index`` (T, (h+kh-1)*(w+kw-1)) int64 names the source rows of each
+    tile's input window in row-major order, -1 outside the map. Returns (T*h*w, O), tile after tile.
     """
+    tile = (tile, tile) if isinstance(tile, int) else tuple(tile)
     return _call("conv_tiles", source, index, tile, weight, bias, groups)
 
 

@@ -8,8 +8,8 @@ class ActiveSet:
 
     batch, height, width: the map's size.   count: number of active positions n.
     index: (n,) int64 flat rows ``(b*H + y)*W + x``, distinct, sorted by sample; None on a full set (row i is position i).
-    tile: side of the tiles the set is made of when its rows come tile after tile (whole tiles only), else 0.
-    tile_index: (T,) int64 flat tile numbers in the grid of H/tile x W/tile tiles of each sample, or None.
+    tile: (h, w) of the tiles the set is made of when its rows come tile after tile (whole tiles only), else None.
+    tile_index: (T,) int64 flat tile numbers in the grid of H/h x W/w tiles of each sample, or None.
     segments: for each sample the (start, stop) of its rows.
     overhang: (m, 3) sample, row and column of positions outside the map that are computed all the same and thrown away.
     kind: the family of the set, the same in a recording and in every edit: ``level`` for a resolution's own set, ("inner", side) for
@@ -22,7 +22,7 @@ class ActiveSet:
         height,
         width,
         index=None,
-        tile=0,
+        tile=None,
         tile_index=None,
         segments=None,
         device="cpu",
@@ -70,21 +70,21 @@ class ActiveSet:
 
     @classmethod
     def from_tiles(cls, tiles, tile, height, width, overhang=False, kind="level"):
-        """Set of tiles from a bool grid (B, rows, columns) that covers the map (B, H, W) or more.
+        """Set of tiles from a bool grid (B, rows, columns) that covers the map (B, H, W) or more. ``tile`` is (h, w).
 
         Positions outside the map are left out; with ``overhang`` they are listed as such.
         """
         batch, rows, columns = tiles.shape
         tile_index = tiles.flatten().nonzero().flatten()
         b = tile_index // (rows * columns)
-        y0 = tile_index // columns % rows * tile
-        x0 = tile_index % columns * tile
-        inner = torch.arange(tile, device=tiles.device)
-        y = (y0[:, None] + inner)[:, :, None]
-        x = (x0[:, None] + inner)[:, None, :]
+        y0 = tile_index // columns % rows * tile[0]
+        x0 = tile_index % columns * tile[1]
+        down, across = (torch.arange(side, device=tiles.device) for side in tile)
+        y = (y0[:, None] + down)[:, :, None]
+        x = (x0[:, None] + across)[:, None, :]
         flat = (b[:, None, None] * height + y) * width + x
         inside = ((y < height) & (x < width)).expand_as(flat)
-        ragged = bool(height % tile or width % tile)
+        ragged = bool(height % tile[0] or width % tile[1])
         outside = None
         if not bool(inside.all()):
             if overhang:
@@ -97,9 +97,9 @@ class ActiveSet:
         stops = torch.tensor(per_sample).cumsum(0).tolist()
         segments = [(stop - n, stop) for n, stop in zip(per_sample, stops)]
         if ragged:
-            tile, tile_index = 0, None
+            tile, tile_index = None, None
         else:
-            tile_index = _regrid(tile_index, tiles.shape, height // tile, width // tile)
+            tile_index = _regrid(tile_index, tiles.shape, height // tile[0], width // tile[1])
         return cls(batch, height, width, flat, tile, tile_index, segments, overhang=outside, kind=kind)
 
     def within(self, other):

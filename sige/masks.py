@@ -47,7 +47,10 @@ def reduce_max(mask, height, width):
 
 
 def in_tiles(mask, tile):
-    """Bool grid (B, ceil(H/tile), ceil(W/tile)): the tiles of a mask (B, H, W) that hold a True position."""
+    """Bool grid (B, ceil(H/h), ceil(W/w)): the tiles of a mask (B, H, W) that hold a True position.
+
+    tile: (h, w), or the side of squares.
+    """
     return F.max_pool2d(mask[:, None].float(), tile, tile, ceil_mode=True)[:, 0] > 0
 
 

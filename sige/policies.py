@@ -22,7 +22,8 @@ class Policy:
     geometry: ``window`` gives each convolution its own active tiles, those whose input window meets the mask (SIGE's way);
         ``tile`` the tiles of its input that hold an edited position, without the window's margin (FISEdit's way);
         ``level`` uses one active set a resolution, nested between resolutions (ours).
-    block: side of a tile in positions, at stride 1; a tuple gives one for each halving of the resolution, the last repeats.
+    block: side of a tile in positions, at stride 1; a tuple gives one for each halving of the resolution, the last repeats. With
+        ``tile`` each may also be a pair (rows, columns).
     token_block: side of the tiles that are kept where a map becomes a sequence of tokens; None: the tokens of the level's own set.
     pyramid: how the mask is brought to a lower resolution: repeated ``bilinear`` halving with ``threshold``, or ``max``.
     threshold: what a bilinear mask value must exceed to count as edited.
@@ -45,7 +46,7 @@ class Policy:
 
     name: str = "custom"
     geometry: str = "level"
-    block: int | tuple[int, ...] = 4
+    block: int | tuple[int | tuple[int, int], ...] = 4
     token_block: int | None = None
     pyramid: str = "max"
     threshold: float = 0.3
@@ -65,13 +66,11 @@ class Policy:
             value = getattr(self, field)
             if value not in choices:
                 raise PolicyError(f"policy {field}={value!r} is unknown: choose one of {', '.join(choices)}")
-        for field, least in (("block", 1), ("dilation", 0)):
-            value = getattr(self, field)
-            steps = value if isinstance(value, tuple) else (value,)
-            if not steps or any(not isinstance(step, int) or step < least for step in steps):
-                raise PolicyError(
-                    f"policy {field}={value!r} must be a whole number of at least {least}, or a tuple of such"
-                )
+        if not _whole_numbers(self.dilation, 0):
+            raise PolicyError(
+                f"policy dilation={self.dilation!r} must be a whole number of at least 0, or a tuple of such"
+            )
+        self._check_block()
         if self.token_block is not None and (not isinstance(self.token_block, int) or self.token_block < 1):
             raise PolicyError(f"policy token_block={self.token_block!r} must be None or a whole number of at least 1")
         if self.text_refresh is not None and (not isinstance(self.text_refresh, int) or self.text_refresh < 1):
@@ -83,10 +82,31 @@ class Policy:
                 f"policy state_dtype={self.state_dtype} must be a floating-point dtype such as torch.bfloat16"
             )
 
+    def _check_block(self):
+        pairs = isinstance(self.block, tuple) and any(isinstance(step, tuple) for step in self.block)
+        if pairs and self.geometry != "tile":
+            raise PolicyError(
+                f"policy block={self.block!r} has pairs, which need geometry='tile', not {self.geometry!r}"
+            )
+        steps = self.block if isinstance(self.block, tuple) else (self.block,)
+        if not steps or not all(_whole_numbers(step, 1) and _is_side_or_pair(step) for step in steps):
+            also = ", each also a pair (rows, columns)" if self.geometry == "tile" else ""
+            raise PolicyError(
+                f"policy block={self.block!r} must be a whole number of at least 1, or a tuple of such{also}"
+            )
+
     def at(self, field, halvings):
         """``block`` or ``dilation`` at a level that is ``halvings`` times half the mask's resolution."""
         value = getattr(self, field)
-        return value if isinstance(value, int) else value[min(max(halvings, 0), len(value) - 1)]
+        return value[min(max(halvings, 0), len(value) - 1)] if isinstance(value, tuple) else value
+
+    def block_at(self, halvings):
+        """(rows, columns) of a tile at a level that is ``halvings`` times half the mask's resolution."""
+        return _as_pair(self.at("block", halvings))
+
+    def block_shapes(self):
+        """Every (rows, columns) that tiles may have under this policy, at one level or another."""
+        return tuple(_as_pair(step) for step in (self.block if isinstance(self.block, tuple) else (self.block,)))
 
     def is_dense_module(self, path):
         """Whether module ``path`` matches one of ``dense_modules``."""
@@ -95,6 +115,19 @@ class Policy:
     def is_dense_level(self, height, width):
         """Whether maps of this size run dense by ``min_resolution``."""
         return min(height, width) < self.min_resolution
+
+
+def _whole_numbers(value, least):
+    steps = value if isinstance(value, tuple) else (value,)
+    return bool(steps) and all(type(step) is int and step >= least for step in steps)
+
+
+def _is_side_or_pair(step):
+    return not isinstance(step, tuple) or len(step) == 2
+
+
+def _as_pair(step):
+    return step if isinstance(step, tuple) else (step, step)
 
 
 _ENDS = ("conv_in", "conv_norm_out", "conv_out")

@@ -116,7 +116,7 @@ def conv_tiles(source, index, tile, weight, bias, groups):
     if outside is not None:
         rows.index_fill_(0, outside, 0)
     rows = rows if rows.dtype == weight.dtype else rows.to(weight.dtype)
-    high, wide = (tile + side - 1 for side in weight.shape[2:])
+    high, wide = (size + side - 1 for size, side in zip(tile, weight.shape[2:]))
     out = F.conv2d(rows.view(count, high, wide, channels).permute(0, 3, 1, 2), weight, bias, groups=groups)
     return out.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
 

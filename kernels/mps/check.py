@@ -54,7 +54,7 @@ def cases(dtype):
             arguments = (random(400, channels, dtype=dtype), reads(20, scattered(count, 400)), weight, bias, groups)
             yield "conv_rows", f"{count} of 400 rows, {channels} to {outputs}, groups {groups}", arguments
     windows = torch.arange(-1, 143).view(4, 36)
-    yield "conv_tiles", "4 tiles of 4x4", (rows, windows, 4, random(17, 24, 3, 3, dtype=dtype, seed=1), None, 1)
+    yield "conv_tiles", "4 tiles of 4x4", (rows, windows, (4, 4), random(17, 24, 3, 3, dtype=dtype, seed=1), None, 1)
     image = random(2, 24, 20, 20, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = random(17, 24, 3, 3, dtype=dtype, seed=1)
     yield "conv_map", "stride 2", (image, weight, random(17, dtype=dtype, seed=2), (2, 2), (1, 1), (1, 1), 1)

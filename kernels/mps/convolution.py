@@ -61,14 +61,15 @@ def _product(source, index, weight, bias, groups, dtype):
 
 
 def _tap_rows(index, tile, high, wide):
-    """Windows of tiles, ``index`` (T, (tile+high-1)*(tile+wide-1)), as the rows that each position's taps read.
+    """Windows of tiles, ``index`` (T, (h+high-1)*(w+wide-1)), as the rows that each position's taps read.
 
-    Returns (T*tile*tile, high*wide); made once an index.
+    tile: (h, w). Returns (T*h*w, high*wide); made once an index.
     """
     found = _taps.setdefault(index, {})
     if (tile, high, wide) not in found:
-        windows = index.view(len(index), tile + high - 1, tile + wide - 1)
-        taps = [windows[:, y : y + tile, x : x + tile].reshape(-1) for y in range(high) for x in range(wide)]
+        rows, columns = tile
+        windows = index.view(len(index), rows + high - 1, columns + wide - 1)
+        taps = [windows[:, y : y + rows, x : x + columns].reshape(-1) for y in range(high) for x in range(wide)]
         found[tile, high, wide] = torch.stack(taps, 1)
     return found[tile, high, wide]
 
@@ -78,7 +79,7 @@ def conv_rows(source, index, weight, bias, groups):
 
 
 def conv_tiles(source, index, tile, weight, bias, groups):
-    return _product(source, _tap_rows(index, tile, *weight.shape[2:]), weight, bias, groups, weight.dtype)
+    return _product(source, _tap_rows(index, tuple(tile), *weight.shape[2:]), weight, bias, groups, weight.dtype)
 
 
 def conv_map(image, weight, bias, stride, padding, dilation, groups):

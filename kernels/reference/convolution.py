@@ -21,8 +21,9 @@ def conv_rows(source, index, weight, bias, groups):
 
 def conv_tiles(source, index, tile, weight, bias, groups):
     high, wide = weight.shape[2:]
-    windows = index.view(len(index), tile + high - 1, tile + wide - 1)
-    taps = [windows[:, y : y + tile, x : x + tile].reshape(-1) for y in range(high) for x in range(wide)]
+    rows, columns = tile
+    windows = index.view(len(index), rows + high - 1, columns + wide - 1)
+    taps = [windows[:, y : y + rows, x : x + columns].reshape(-1) for y in range(high) for x in range(wide)]
     return conv_rows(source, torch.stack(taps, 1), weight, bias, groups)
 
 

@@ -14,25 +14,26 @@ from sige.kernels.triton import launch, product, tiles
 _LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
 
 
-def rows_product(source, index, weight, bias, groups=1, tile=0, count=None, dtype=None):
+def rows_product(source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None):
     """The product behind `conv_rows`, `conv_tiles` and `linear_rows`. Returns (n, O) in ``dtype``, the weight's unless given.
 
-    source: (N, C) of any strides.   index: (n, taps), (T, window) with ``tile`` > 0, or None (row i reads row i).
+    source: (N, C) of any strides.   index: (n, taps), (T, window) with ``tile`` the (h, w) of tiles, or None (row i reads row i).
     weight: (O, C/groups, kh, kw) or (O, C).   bias: (O,) or None.
     count: None, or an integer tensor of one element on the device: only so many rows are computed, the others are left unwritten.
     """
     launch.serve(source, weight, bias)
     height, width = weight.shape[2:] if weight.dim() == 4 else (1, 1)
-    rows = source.shape[0] if index is None else index.shape[0] * max(tile * tile, 1)
+    rows = source.shape[0] if index is None else index.shape[0] * max(tile[0] * tile[1], 1)
     outputs, channels, taps = weight.shape[0], weight.shape[1], height * width
     out = torch.empty(rows, outputs, dtype=dtype or weight.dtype, device=source.device)
     if rows == 0:
         return out
-    window = (tile + height - 1) * (tile + width - 1) if tile else 0
+    window = (tile[0] + height - 1) * (tile[1] + width - 1) if tile[1] else 0
     arguments = dict(source=source, index=None if index is None else index.contiguous(), bias=bias, out=out, n=rows)
     arguments.update(weight=weights.matrix(weight) if weight.dim() == 4 else weight.contiguous(), count=count)
     arguments.update(source_row=source.stride(0), source_column=source.stride(1), IN=channels, OUT=outputs // groups)
-    arguments.update(TAPS=taps, KERNEL_WIDTH=width, TILE=tile, WINDOW_WIDTH=tile + width - 1, WINDOW=window)
+    arguments.update(TAPS=taps, KERNEL_WIDTH=width, TILE=tile[1], AREA=tile[0] * tile[1])
+    arguments.update(WINDOW_WIDTH=tile[1] + width - 1, WINDOW=window)
     if groups > 1 and min(channels, outputs // groups) < _LEAST_TENSOR_CORE:
         _launch_thin(arguments, rows, outputs)
     else:

@@ -14,7 +14,7 @@ import triton.language as tl
 def product(
     source, index, weight, bias, out, count, n, source_row, source_column,
     IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
-    TILE: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
+    TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
     STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BIG: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -22,7 +22,7 @@ def product(
     cache), parts of the sum, groups.
 
     IN, OUT: channels and outputs of one group. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
-    of tiles of TILE x TILE positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
+    of tiles TILE wide of AREA positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
     ``out``: (n, groups*OUT), or float32 parts (PARTS, n, groups*OUT) without bias. ``count``: None, or one integer on the device that
     says how many of the ``n`` rows there are; the others are not written. BIG: some tensor has 2^31 elements or more; otherwise places
     are 32-bit numbers, which saves registers.
@@ -44,8 +44,8 @@ def product(
         if TILE == 0:
             base = line * TAPS
         else:
-            cell = m % (TILE * TILE)
-            base = line // (TILE * TILE) * WINDOW + cell // TILE * WINDOW_WIDTH + cell % TILE
+            cell = m % AREA
+            base = line // AREA * WINDOW + cell // TILE * WINDOW_WIDTH + cell % TILE
 
     total = tl.zeros((BM, BN), tl.float32)
     weights = weight + (group * OUT + o).to(tl.int64)[None, :] * (TAPS * IN)
@@ -119,7 +119,7 @@ def add_parts(
 def thin_product(
     source, index, weight, bias, out, count, n, source_row, source_column,
     IN: tl.constexpr, OUT: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
-    TILE: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Groups too thin for tensor cores (depthwise above all): one multiplication a tap and channel, outputs across the lanes.
 
@@ -135,8 +135,8 @@ def thin_product(
     if TILE == 0:
         base = line * TAPS
     else:
-        cell = m % (TILE * TILE)
-        base = line // (TILE * TILE) * WINDOW + cell // TILE * WINDOW_WIDTH + cell % TILE
+        cell = m % AREA
+        base = line // AREA * WINDOW + cell // TILE * WINDOW_WIDTH + cell % TILE
     total = tl.zeros((BM, BN), tl.float32)
     for tap in range(0, TAPS):
         offset = tap if TILE == 0 else tap // KERNEL_WIDTH * WINDOW_WIDTH + tap % KERNEL_WIDTH

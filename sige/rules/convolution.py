@@ -5,10 +5,10 @@ import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor, full_rows
 from sige.kernels import ops
-from sige.plan import Window
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.windows import Window
 
 _IMAGE = ("b", "f", "h", "w")
 

@@ -34,15 +34,14 @@ def _children(active, tall, wide):
     )  # rows of all samples, one above the other
     down, right = (torch.arange(side, device=places.device) for side in (tall, wide))
     index = (row[:, None, None] + down[:, None]) * width + column[:, None, None] + right
-    square = tall == wide
     segments = [(start * tall * wide, stop * tall * wide) for start, stop in active.segments]
     return ActiveSet(
         active.batch,
         height,
         width,
         index.flatten(),
-        tall if square else 0,
-        places if square else None,
+        (tall, wide),
+        places,
         segments,
         kind=kind,
     )

@@ -13,10 +13,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.active_tensor import ActiveTensor, full_rows
 from sige.kernels import ops
-from sige.plan import Window, rows_read
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.windows import Window, rows_read
 
 _IMAGE = ("b", "f", "h", "w")
 _parts = WeakTensorKeyDictionary()

@@ -7,8 +7,8 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from sige.errors import StorageError
 from sige.memory import Entry, StepMemory
-from sige.plan import Window
 from sige.policies import Policy
+from sige.windows import Window
 
 _PLAIN = (bool, int, float, str, type(None))
 

@@ -169,7 +169,7 @@ def test_conv_rows(dtype, mask, channels, outputs, kernel, stride, padding, dila
 
 
 @BIAS
-@pytest.mark.parametrize("tile", [1, 2, 4])
+@pytest.mark.parametrize("tile", [(1, 1), (4, 4), (2, 4)], ids=["1x1", "4x4", "2x4"])
 @pytest.mark.parametrize(
     "channels, outputs, kernel, groups",
     [
@@ -182,14 +182,16 @@ def test_conv_rows(dtype, mask, channels, outputs, kernel, stride, padding, dila
 def test_conv_tiles(dtype, mask, channels, outputs, kernel, groups, tile, bias):
     source, weight, offset = operands(dtype, bias, channels, outputs, kernel, groups)
     # Tiles that cover the map and hang over its right and lower edge, each with its input window.
-    before, after = kernel // 2, [-side % tile + kernel // 2 for side in (HEIGHT, WIDTH)]
+    before, after = kernel // 2, [-side % step + kernel // 2 for side, step in zip((HEIGHT, WIDTH), tile)]
     around = (before, after[1], before, after[0])
     numbers = torch.arange(1, len(source) + 1, dtype=torch.float64).view(BATCH, 1, HEIGHT, WIDTH)
-    windows = F.unfold(F.pad(numbers, around), tile + kernel - 1, stride=tile).permute(0, 2, 1)
-    places = active_rows(mask, -(-HEIGHT // tile), -(-WIDTH // tile))
-    index = windows.reshape(-1, (tile + kernel - 1) ** 2)[places].long() - 1
+    extent = [step + kernel - 1 for step in tile]
+    windows = F.unfold(F.pad(numbers, around), extent, stride=tile).permute(0, 2, 1)
+    places = active_rows(mask, -(-HEIGHT // tile[0]), -(-WIDTH // tile[1]))
+    index = windows.reshape(-1, extent[0] * extent[1])[places].long() - 1
     exact = exact_map(dtype, bias, channels, outputs, kernel, groups, 1, 0, 1, around)
-    exact = exact.unfold(2, tile, tile).unfold(3, tile, tile).permute(0, 2, 3, 4, 5, 1).reshape(-1, tile**2, outputs)
+    exact = exact.unfold(2, tile[0], tile[0]).unfold(3, tile[1], tile[1]).permute(0, 2, 3, 4, 5, 1)
+    exact = exact.reshape(-1, tile[0] * tile[1], outputs)
     got = call("conv_tiles", source, index, tile, weight, offset, groups)
     assert (got.dtype, close(got, exact[places].reshape(-1, outputs))) == (dtype, True)
 

@@ -42,7 +42,7 @@ def convolved(rows, channels, outputs, taps, dtype, groups=1, count=None, tile=0
     side = int(taps**0.5)
     index = numbers(rows // tile**2, (tile + side - 1) ** 2) if tile else numbers(rows, taps)
     weight, bias = empty(outputs, channels // groups, side, side, dtype=dtype), empty(outputs, dtype=dtype)
-    convolution.rows_product(empty(65536, channels, dtype=dtype), index, weight, bias, groups, tile, count)
+    convolution.rows_product(empty(65536, channels, dtype=dtype), index, weight, bias, groups, (tile, tile), count)
 
 
 def normalised(dtype):

@@ -1,11 +1,15 @@
 """A small stock diffusers U-Net and edits of it, shared by the engine's tests."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import sige
+
+sys.path.insert(0, str(Path(__file__).parent))  # for drawn.py
 
 SIDE = 64
 

@@ -112,7 +112,7 @@ def test_sets_above_the_dense_share_meet_those_below(policy, join, stride, above
 def test_a_set_above_the_dense_share_is_full_where_another_of_its_level_is_not():
     policy = dataclasses.replace(WINDOW, dense_above=0.68, dilation=0, overhang=False)
     plan = sige.plan.Plan(half_mask()[None], policy)
-    wide = sige.plan.Window((SIDE, SIDE), (SIDE, SIDE), (5, 5), (1, 1), (2, 2), (1, 1))
+    wide = sige.windows.Window((SIDE, SIDE), (SIDE, SIDE), (5, 5), (1, 1), (2, 2), (1, 1))
     one = dataclasses.replace(wide, kernel=(1, 1), padding=(0, 0))
     assert (plan.conv_set(one).full, plan.conv_set(wide).full) == (False, True)
 

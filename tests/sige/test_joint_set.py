@@ -12,7 +12,7 @@ MASK = torch.tensor([[[0, 1, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 0]]], dtype=torc
 
 @pytest.fixture
 def image():
-    return ActiveSet.from_tiles(MASK, 1, 2, 3)
+    return ActiveSet.from_tiles(MASK, (1, 1), 2, 3)
 
 
 def test_text_first(image):
@@ -63,7 +63,7 @@ def test_text_sets_are_made_once(image):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_parts_come_back_from_the_joined_rows(batch):
-    image = ActiveSet.from_tiles(MASK[:batch], 1, 2, 3)
+    image = ActiveSet.from_tiles(MASK[:batch], (1, 1), 2, 3)
     joint = joint_set((2, image))
     text, rows = torch.randn(batch * 2, 4), torch.randn(image.count, 4)
     joined = joint.join([text, rows])

@@ -128,7 +128,7 @@ SMALL = torch.tensor([[[0, 1, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 0]]], dtype=tor
 
 @pytest.fixture
 def tokens():
-    return ActiveSet.from_tiles(SMALL, 1, 2, 3)
+    return ActiveSet.from_tiles(SMALL, (1, 1), 2, 3)
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (2, 2), (3, 2)])
@@ -146,11 +146,11 @@ def test_children_of_each_sample(tokens):
 
 
 def test_children_are_whole_tiles(tokens):
-    assert (children(tokens, 2, 2).tile, children(tokens, 2, 2).tile_index.tolist()) == (2, [1, 4, 6])
+    assert (children(tokens, 2, 2).tile, children(tokens, 2, 2).tile_index.tolist()) == ((2, 2), [1, 4, 6])
 
 
-def test_oblong_children_are_no_tiles(tokens):
-    assert (children(tokens, 3, 2).tile, children(tokens, 3, 2).tile_index) == (0, None)
+def test_oblong_children_are_oblong_tiles(tokens):
+    assert (children(tokens, 3, 2).tile, children(tokens, 3, 2).tile_index.tolist()) == ((3, 2), [1, 4, 6])
 
 
 def test_children_of_everything_are_everything():
