@@ -28,6 +28,7 @@ FAMILIES = {
     "linear_rows": "convolution",
     "affine_rows": "normalization",
     "tile_moments": "normalization",
+    "attend": "attention",
 }
 _DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton", "mps": "mps"}
 _PACKAGE = {"triton": "triton"}  # what a backend imports besides torch

@@ -26,6 +26,7 @@ _library.define(
 )
 _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
+_library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
 
 
@@ -94,6 +95,16 @@ def _(rows, scale, shift, sample):
 def _(rows, tiles, groups):
     moments = rows.new_empty(tiles, groups, dtype=torch.float32)
     return moments, torch.empty_like(moments)
+
+
+@torch.library.register_fake("sige::attend", lib=_library)
+def _(query, key, value, mask, scale):
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@register_flop_formula(torch.ops.sige.attend)
+def _attend_flops(query, key, value, mask, scale, *, out_shape=None, **_):
+    return 2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3])
 
 
 @register_flop_formula(torch.ops.sige.conv_rows)
@@ -169,3 +180,12 @@ def tile_moments(rows, tiles, groups):
     Returns two float32 tensors (tiles, groups), over P*C/groups values each.
     """
     return _call("tile_moments", rows, tiles, groups)
+
+
+def attend(query, key, value, mask=None, scale=None):
+    """Attention: softmax(query key^T * scale + mask) value.
+
+    ``query`` (B, heads, n, d), ``key`` (B, heads, m, d), ``value`` (B, heads, m, e); ``mask`` broadcastable to (B, heads, n, m), bool
+    (True takes part) or added to the scores; ``scale`` 1/sqrt(d) where None. Returns (B, heads, n, e).
+    """
+    return _call("attend", query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else float(scale))

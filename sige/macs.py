@@ -24,7 +24,7 @@ _KINDS = {
         "_convolution_pointwise",
     ),
     "linear": ("mm", "addmm", "linear", "linear_rows", "_linear_pointwise"),
-    "attention": ("bmm", "baddbmm", "scaled_dot_product"),
+    "attention": ("bmm", "baddbmm", "scaled_dot_product", "attend"),
 }
 
 # Operators that move, reduce or map values without matrix products. Norms and pointwise work are not counted, by convention.

@@ -30,6 +30,9 @@ def attention(
         or enable_gqa
     ):
         _count(forward, query.shape[:-1].numel(), key.shape[-2], query.shape[-1], value.shape[-1])
+        plain = query.dim() == 4 and not any(isinstance(x, ActiveTensor) for x in (*tensors, attn_mask))
+        if plain and not (forward.recording or is_causal or dropout_p or enable_gqa):
+            return ops.attend(*cast(query, key, value, attn_mask), scale)
         return otherwise(forward, func, (query, key, value, attn_mask), options)
     query, key, value, attn_mask = cast(query, key, value, attn_mask)
     return query.with_rows(_rows(forward, query, key, value, scale, attn_mask))
@@ -74,7 +77,7 @@ def _rows(forward, query, key, value, scale, mask=None):
         _count(forward, (stop - start) * heads, keys.shape[-2], width, values.shape[-1])
         if stop > start:
             own = _mask_of_sample(mask, query.active, sample)
-            out = F.scaled_dot_product_attention(queries, keys, values, own, scale=scale)
+            out = ops.attend(queries, keys, values, own, scale)
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs) if outputs else query.rows.new_empty(0, heads, value.shape[-1])
 

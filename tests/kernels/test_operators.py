@@ -166,6 +166,7 @@ def arguments():
         "linear_rows": (rows, random(16, 8, seed=3), None),
         "affine_rows": (rows, scale, scale, torch.tensor([0, 1, 1])),
         "tile_moments": (random(12, 8), 3, 4),
+        "attend": (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 6, seed=2), None, 0.3),
     }
 
 
