@@ -94,7 +94,8 @@ class _Index:
         ok = table["status"] == "ok"
         measured = table["provenance"] == "measured"
         stock = table["hardware"].str.endswith("-stock")  # inflates dense times: no verdict rests on it
-        self.measured = Rows(table[ok & measured & ~stock])
+        forced = table["hardware"].str.contains("+", regex=False)  # kernels that are not the device's own
+        self.measured = Rows(table[ok & measured & ~stock & ~forced])
         self.shipped = Rows(table[ok & (table["provenance"] == "shipped")], by_policy=True)
         self.failed = Rows(table[~ok & measured])
 

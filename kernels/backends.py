@@ -64,6 +64,11 @@ def available():
     return tuple(name for name in BACKENDS if not missing(name))
 
 
+def usual(device_type):
+    """The backend made for a device, whether or not it can be loaded here; `reference` for devices that have none."""
+    return _DEVICE_BACKEND.get(device_type, "reference")
+
+
 def _refusal(name, device_type):
     """Why tensors on ``device_type`` cannot go to backend ``name``, and what would be right; None where they can."""
     if missing(name):
@@ -88,7 +93,7 @@ def interpreting():
 @functools.lru_cache(maxsize=None)
 def _own(device_type):
     """The device's own backend, or `reference` with the reason logged once. Devices without kernels run on `reference`."""
-    name = _DEVICE_BACKEND.get(device_type, "reference")
+    name = usual(device_type)
     if missing(name):
         _logger.warning(
             "%s tensors run on the kernel backend 'reference', not %r: %s", device_type, name, missing(name)
@@ -127,9 +132,19 @@ def _load(backend, operator):
     return getattr(importlib.import_module(f"sige.kernels.{backend}.{FAMILIES[operator]}"), operator)
 
 
+_declined = []  # what was said
+
+
 @functools.lru_cache(maxsize=None)
 def _say_once(backend, operator, reason):
-    _logger.warning("kernel backend %r leaves %s to 'reference': %s", backend, operator, reason)
+    sentence = f"kernel backend {backend!r} leaves {operator} to 'reference': {reason}"
+    _declined.append(sentence)
+    _logger.warning("%s", sentence)
+
+
+def declined():
+    """What this process's backends left to `reference` so far, a sentence with the reason each; () where they served every call."""
+    return tuple(_declined)
 
 
 @functools.lru_cache(maxsize=None)

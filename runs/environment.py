@@ -74,6 +74,7 @@ def describe(hardware: dict) -> dict:
         "libraries": libraries(),
         "threads": hardware.get("threads"),
         "allocator": hardware["allocator"],
+        "kernel_backend": hardware.get("backend"),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "cores": cores(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
@@ -82,6 +83,10 @@ def describe(hardware: dict) -> dict:
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         "commit": commit(),
     }
+    if hardware.get("backend") == "triton":
+        from sige.kernels import backends
+
+        facts["triton_interpreted"] = backends.interpreting()
     if hardware["device"] == "cuda":
         import torch
 

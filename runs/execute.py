@@ -115,6 +115,7 @@ def _hear(message: dict, found: list[dict], record: dict, told: dict) -> None:
         found.append(clean(message["row"]))
     elif message["say"] == "done":
         record["samples"], record["seconds"] = message["samples"], message["seconds"]
+        record["declined"] = message.get("declined", [])
 
 
 def _cut_short(job: dict, found: list[dict], status: str, reason: str) -> list[dict]:

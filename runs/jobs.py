@@ -1,10 +1,12 @@
 """From a composed configuration to jobs: one edit, a list of methods measured together, and what is measured."""
 
+import contextlib
 import importlib
 import platform
 
 from sige.datasets import registry
 from sige.datasets.edit import MissingSample, UnknownEdit
+from sige.kernels import backends
 from sige.runs import allocator, environment
 from sige.runs.errors import UserError
 from sige.runs.rows import canonical
@@ -125,7 +127,7 @@ def _module(path, where):
 
 
 def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
-    """``auto`` becomes cuda, mps or cpu, whichever is there; threads and allocator become what they will be."""
+    """``auto`` becomes cuda, mps or cpu, whichever is there; threads, allocator and kernel backend become what they will be."""
     import torch
 
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "meta": True}
@@ -149,4 +151,19 @@ def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
         raise UserError(f"unknown hardware.wait {resolved['wait']!r}; choose auto, spin or sleep.")
     resolved["threads"] = (resolved.get("threads") or environment.cores()) if device == "cpu" else None
     resolved["allocator"] = allocator.resolve(resolved.get("allocator") or "retain", device)
+    resolved["backend"] = _kernel_backend(resolved.get("backend"), device)
+    if device != "meta" and resolved["backend"] != backends.usual(device):
+        resolved["name"] += f"+{resolved['backend']}"  # in every row: its numbers are another thing's
     return resolved
+
+
+def _kernel_backend(wanted: str | None, device: str) -> str | None:
+    """The kernel backend that serves the run: the one that the configuration or SIGE_BACKEND forces, else the device's own."""
+    if device == "meta":
+        return None  # nothing is computed
+    try:
+        with backends.forced(wanted) if wanted else contextlib.nullcontext():
+            return backends.active(device)
+    except (ValueError, RuntimeError) as error:
+        remedy = "leave hardware.backend at null" if wanted else "unset SIGE_BACKEND"
+        raise UserError(f"{error}.".replace("unset SIGE_BACKEND", remedy)) from error

@@ -26,7 +26,7 @@ class WorkerDied(Exception):
 
 
 def environment(hardware: dict, sleep: bool = False) -> dict[str, str]:
-    """Environment of a worker: threads and allocator of the hardware's configuration, and the place of our package.
+    """Environment of a worker: threads, allocator and kernel backend of the hardware's configuration, and the place of our package.
 
     sleep: its threads wait for each other asleep, not spinning.
     """
@@ -37,6 +37,9 @@ def environment(hardware: dict, sleep: bool = False) -> dict[str, str]:
     inherited["PYTHONPATH"] = os.pathsep.join([home, *filter(None, [inherited.get("PYTHONPATH")])])
     if hardware.get("threads"):
         inherited |= dict.fromkeys(_THREADS, str(hardware["threads"]))
+    inherited.pop("SIGE_BACKEND", None)  # the configuration has taken it up, where it was set
+    if hardware.get("backend"):
+        inherited["SIGE_BACKEND"] = hardware["backend"]
     inherited.pop("OMP_WAIT_POLICY", None)
     if sleep:
         inherited["OMP_WAIT_POLICY"] = "passive"

@@ -6,7 +6,9 @@ was standard output (what libraries print goes to standard error instead):
     {"say": "ready", "environment": {...}}
     {"say": "tick"}                                    still alive, one piece of work done
     {"say": "row", "row": {...}}                       one reading
-    {"say": "done", "samples": {...}, "seconds": ...}  the job is over; failures came as rows
+    {"say": "done", "samples": {...}, "seconds": ..., "declined": [...]}
+                                                       the job is over; failures came as rows. ``declined``: what the kernel
+                                                       backend left to `reference`, with the reason
 """
 
 import json
@@ -54,6 +56,7 @@ class Worker:
 
     def run(self, job: dict) -> None:
         """Measure one job; every exception becomes a failure row."""
+        from sige.kernels import backends
         from sige.runs import rows
         from sige.runs.errors import status_of
         from sige.runs.measure import Bench, measure
@@ -80,7 +83,8 @@ class Worker:
                     self.say(say="row", row=rows.failure(job, method, status, reason, started))
         for method, (status, reason) in (bench.failures if bench else {}).items():
             self.say(say="row", row=rows.failure(job, method, status, reason, started))
-        self.say(say="done", samples=bench.samples if bench else {}, seconds=time.perf_counter() - clock)
+        samples = bench.samples if bench else {}
+        self.say(say="done", samples=samples, seconds=time.perf_counter() - clock, declined=list(backends.declined()))
 
 
 def main() -> None:

@@ -74,8 +74,9 @@ def test_red_gate_has_no_ratio(fake_table, papers):
     assert frame[(frame["panel"] == "latency") & (frame["method"] == "incremental")]["ratio"].isna().all()
 
 
-def test_stock_allocator_is_not_drawn(fake_table, papers):
-    frame, _ = drawn("sige-efficiency", fake_table.assign(hardware="cpu-stock"), papers)
+@pytest.mark.parametrize("hardware", ["cpu-stock", "cpu+reference"], ids=["stock-allocator", "forced-backend"])
+def test_other_settings_are_not_drawn(fake_table, papers, hardware):
+    frame, _ = drawn("sige-efficiency", fake_table.assign(hardware=hardware), papers)
     assert set(frame["series"]) == {"paper"}
 
 

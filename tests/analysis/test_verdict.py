@@ -203,8 +203,9 @@ def test_other_precision_answers_no_time(papers, rows_of):
     assert judged(papers, rows_of(row), f"{OURS}/ms_3090")["verdict"] == "not run"
 
 
-def test_stock_allocator_answers_nothing(papers, rows_of):
-    row = {"metric": "speedup", "value": 12.0, "unit": "x", "hardware": "cpu-stock"}
+@pytest.mark.parametrize("hardware", ["cpu-stock", "cpu+reference"], ids=["stock-allocator", "forced-backend"])
+def test_other_settings_answer_nothing(papers, rows_of, hardware):
+    row = {"metric": "speedup", "value": 12.0, "unit": "x", "hardware": hardware}
     assert math.isnan(judged(papers, rows_of(row), f"{OURS}/x_3090")["measured"])
 
 

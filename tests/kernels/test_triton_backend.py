@@ -22,6 +22,7 @@ def fresh_choice(monkeypatch):
     remembering = (backends.missing, backends._own, backends._say_once)
     for function in remembering:
         function.cache_clear()
+    monkeypatch.setattr(backends, "_declined", [])
     yield
     monkeypatch.undo()
     for function in remembering:
@@ -122,6 +123,7 @@ def test_a_declined_call_is_served_by_the_reference_and_said_once(monkeypatch, c
         rows = [ops.gather_rows(source, torch.tensor([2])) for _ in range(3)]
     message = "kernel backend 'triton' leaves gather_rows to 'reference': it is tired"
     assert ([row.tolist() for row in rows], backend.calls, said(caplog)) == ([[[4.0, 5.0]]] * 3, 3, [message])
+    assert backends.declined().count(message) == 1
 
 
 def test_importing_the_engine_imports_no_triton_kernel(checkout_python):

@@ -27,7 +27,8 @@ def serve():
             if job["edit"]["name"] == "brush-10":
                 os.kill(os.getppid(), signal.SIGINT)
                 time.sleep(60)
-        print(json.dumps({"say": "done", "samples": {"latency_ms": {"dense": [1.0]}}, "seconds": 0.1}), flush=True)
+        done = {"say": "done", "samples": {"latency_ms": {"dense": [1.0]}}, "seconds": 0.1, "declined": ["it is tired"]}
+        print(json.dumps(done), flush=True)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def test_raw_samples_and_identity_stand_in_the_record(run, store):
     _, table, _ = run("brush-5")
     record = store.record(table["run_id"].iloc[0])
     assert record["samples"] == {"latency_ms": {"dense": [1.0]}}
+    assert record["declined"] == ["it is tired"]
     assert record["identity"]["run_id"] == table["run_id"].iloc[0]
 
 

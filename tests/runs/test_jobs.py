@@ -3,8 +3,11 @@
 import pytest
 import runner_fakes as fakes
 
+from sige.kernels import backends
+from sige.runs import plan, rows
 from sige.runs.errors import UserError
 from sige.runs.jobs import expand
+from sige.runs.metrics import Reading
 
 
 def test_each_edit_is_a_job(jobs):
@@ -131,6 +134,7 @@ def test_auto_takes_the_best_device_there_is(monkeypatch, there, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
     monkeypatch.setattr("sige.runs.environment.machine", lambda device, threads: device)
+    monkeypatch.setattr(backends, "_own", backends.usual)
     choices = {
         name: {"name": name, "device": name, "dtype": "float32", "threads": None, "allocator": "retain"}
         for name in ("cuda", "mps", "cpu")
@@ -138,6 +142,100 @@ def test_auto_takes_the_best_device_there_is(monkeypatch, there, expected):
     auto = {"name": "auto", "device": "auto", "dtype": None, "threads": None, "allocator": None}
     (job,) = expand(fakes.configuration(hardware=auto), choices)
     assert (job["hardware"]["name"], job["hardware"]["device"]) == (expected, expected)
+
+
+CPU = {"name": "cpu", "device": "cpu", "dtype": "float32", "threads": 1, "allocator": "retain", "backend": None}
+
+
+@pytest.fixture
+def on_backend(monkeypatch):
+    """``on_backend(configured, variable)``: the job with these in the configuration and in SIGE_BACKEND."""
+
+    def make(configured, variable):
+        if variable:
+            monkeypatch.setenv("SIGE_BACKEND", variable)
+        else:
+            monkeypatch.delenv("SIGE_BACKEND", raising=False)
+        return expand(fakes.configuration(hardware={**CPU, "backend": configured}), {})[0]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "configured, variable, backend, name",
+    [
+        pytest.param(None, None, "cpu", "cpu", id="own"),
+        pytest.param("cpu", None, "cpu", "cpu", id="own-by-name"),
+        pytest.param("reference", None, "reference", "cpu+reference", id="configured"),
+        pytest.param(None, "reference", "reference", "cpu+reference", id="environment"),
+        pytest.param("cpu", "reference", "cpu", "cpu", id="configuration-before-environment"),
+    ],
+)
+def test_the_kernel_backend_is_recorded(on_backend, configured, variable, backend, name):
+    hardware = on_backend(configured, variable)["hardware"]
+    assert (hardware["backend"], hardware["name"]) == (backend, name)
+
+
+def test_a_forced_backend_is_another_run(on_backend, store):
+    own, forced = (plan.make([on_backend(None, variable)], store)[0] for variable in (None, "reference"))
+    assert own.identity["run_id"] != forced.identity["run_id"]
+
+
+def test_what_is_there_of_a_forced_backend_does_not_stand_for_the_own_one(on_backend, store):
+    forced = plan.make([on_backend("reference", None)], store)[0].job
+    reading = Reading("fake", "macs", 1.0, "G")
+    store.merge(forced["config"], [rows.of(forced, reading, rows.now(), 0.3, "synthetic", "float32")])
+    planned = plan.make([on_backend("reference", None), on_backend(None, None)], store)
+    assert [one.state for one in planned] == ["cached", "run"]
+
+
+@pytest.mark.parametrize(
+    "configured, variable, sentence",
+    [
+        pytest.param(
+            "cudnn",
+            None,
+            "unknown kernel backend 'cudnn': choose one of reference, cpu, triton, mps.",
+            id="unknown-configured",
+        ),
+        pytest.param(
+            None,
+            "cudnn",
+            "unknown kernel backend 'cudnn': choose one of reference, cpu, triton, mps.",
+            id="unknown-in-environment",
+        ),
+    ],
+)
+def test_an_unknown_backend_is_told_before_anything_runs(on_backend, configured, variable, sentence):
+    with pytest.raises(UserError) as told:
+        on_backend(configured, variable)
+    assert str(told.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "configured, variable, remedy",
+    [
+        pytest.param("triton", None, "leave hardware.backend at null", id="configured"),
+        pytest.param(None, "triton", "unset SIGE_BACKEND", id="environment"),
+    ],
+)
+def test_a_backend_that_cannot_serve_the_device_is_told(on_backend, monkeypatch, configured, variable, remedy):
+    monkeypatch.setattr(backends, "missing", lambda name: None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    sentence = (
+        "kernel backend 'triton' serves CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before Python "
+        f"starts, or {remedy}."
+    )
+    with pytest.raises(UserError) as told:
+        on_backend(configured, variable)
+    assert str(told.value) == sentence
+
+
+def test_on_meta_tensors_there_is_no_backend(monkeypatch):
+    monkeypatch.setenv("SIGE_BACKEND", "reference")
+    macs = {"macs": fakes.METRICS["macs"]}
+    (job,) = expand(fakes.configuration(hardware={**CPU, "name": "meta", "device": "meta"}, metric=macs), {})
+    assert (job["hardware"]["backend"], job["hardware"]["name"]) == (None, "meta")
 
 
 def test_auto_keeps_what_was_set_by_hand(monkeypatch):

@@ -28,6 +28,12 @@ def test_the_allocators_setting_is_in_the_environment():
     assert not process.environment({**CPU, "allocator": "stock"}).keys() & allocator.RETAIN.keys()
 
 
+@pytest.mark.parametrize("backend", [pytest.param("reference", id="forced"), pytest.param(None, id="none")])
+def test_the_kernel_backend_is_the_configurations(monkeypatch, backend):
+    monkeypatch.setenv("SIGE_BACKEND", "mps")
+    assert process.environment({**CPU, "backend": backend}).get("SIGE_BACKEND") == backend
+
+
 @pytest.mark.parametrize(
     "sleep, expected", [pytest.param(True, "passive", id="sleep"), pytest.param(False, None, id="spin")]
 )
