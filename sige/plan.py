@@ -167,7 +167,9 @@ class Plan:
 
     def _finish(self, tiles, tile, height, width, kind):
         above = self.policy.dense_above
-        if above is not None and tiles.float().mean().item() > above:
+        # Tiles beyond the edges are for faithful counts of small edits; where every tile is active the map is convolved as a whole.
+        whole = self.policy.overhang and bool(tiles.all())
+        if whole or above is not None and tiles.float().mean().item() > above:
             return ActiveSet.everything(self.batch, height, width, self.device, kind)
         return ActiveSet.from_tiles(tiles, tile, height, width, self.policy.overhang, kind).on(self.device)
 

@@ -220,7 +220,7 @@ class Session:
             effect.add(nothing, memory.dense_macs, torch.zeros_like(active_map(memory.output, mask)), [])
             self._edited.append((memory, memory.inputs, memory.output, None))
             return tree_unflatten(copied(memory.output), memory.tree)
-        if plan.level_set(*plan.size).full and not changed:
+        if self.policy.dense_above is not None and plan.level_set(*plan.size).full and not changed:
             return self._dense_step(effect, memory, mask, call, args, kwargs)
         journal = self._journals.setdefault(number, Journal())
         forward = Forward(self.policy, memory, plan, self._interception.path, journal)

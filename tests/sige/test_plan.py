@@ -195,3 +195,13 @@ def test_blocks_and_dilation_start_from_the_input_map():
     policy = dataclasses.replace(LEVEL, block=(4, 2), dilation=(1, 0))
     plan = Plan(dot(128, 37, 91), policy, size=(16, 16))
     assert (plan.tile_side(16, 16), plan.tile_side(8, 8), int(plan.mask_at(16, 16).sum())) == (4, 2, 9)
+
+
+@pytest.mark.parametrize(
+    "missing, full", [pytest.param(0, True, id="all edited"), pytest.param(8, False, id="a corner is not")]
+)
+def test_with_overhang_a_level_that_is_edited_all_over_is_one_map(missing, full):
+    mask = torch.ones(1, 64, 64, dtype=torch.bool)
+    mask[:, :missing, :missing] = False
+    plan = Plan(mask, dataclasses.replace(WINDOW, overhang=True))
+    assert plan.level_set(64, 64).full is full

@@ -317,3 +317,12 @@ def test_a_committed_dense_forward_is_built_upon(steps, unet, small, images):
         with session.edit(mask):
             results.append(unet(moved, TIMES[0]).sample)
     assert torch.equal(*results)
+
+
+def test_an_edit_of_everything_under_the_papers_policy_costs_what_the_model_costs(unet, small, images):
+    session = sige.Session(unet, small("sige"))
+    with session.record():
+        unet(images[0], 500)
+    with session.edit(torch.ones(64, 64, dtype=torch.bool)) as effect:
+        unet(images[1], 500)
+    assert effect.macs == effect.dense_macs
