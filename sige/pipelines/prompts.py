@@ -11,7 +11,7 @@
 | differ by other words in place of some | kind "swap" |
 | differ by words more, by words fewer | kind "addition", "removal" |
 | differ in several of these ways | kind "mixed" |
-| share no word | kind "unrelated": an edit like any other, but nothing in the picture is held by attention control; ``note`` says so |
+| share no word | kind "unrelated": an edit like any other, but attention control has no word to hold; ``note`` says so |
 | are longer than the text encoder reads | ``truncated``, ``note`` quotes what is not read |
 | differ only in what is not read | PromptError |
 """
@@ -231,7 +231,7 @@ def _note(kind, after):
     notes = []
     if kind == "unrelated":
         notes.append(
-            "the prompts share no word: attention control has nothing to hold, and the mask may cover most of the picture"
+            "the prompts share no word: attention control has no word to hold, and the mask may cover most of the picture"
         )
     if after.unread:
         rest = after.tokenizer.decode(after.unread).strip()
