@@ -319,10 +319,11 @@ def test_a_committed_dense_forward_is_built_upon(steps, unet, small, images):
     assert torch.equal(*results)
 
 
-def test_an_edit_of_everything_under_the_papers_policy_costs_what_the_model_costs(unet, small, images):
+def test_an_edit_of_everything_under_the_papers_policy_costs_no_more_than_the_model(unet, small, images):
     session = sige.Session(unet, small("sige"))
     with session.record():
         unet(images[0], 500)
     with session.edit(torch.ones(64, 64, dtype=torch.bool)) as effect:
         unet(images[1], 500)
-    assert effect.macs == effect.dense_macs
+    # what the time step alone decides is remembered
+    assert 0.999 < effect.macs / effect.dense_macs <= 1
