@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import weakref
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -10,6 +11,7 @@ from sige.active_tensor import ActiveTensor, full_view, rows_at
 from sige.errors import PathError
 from sige.kernels import ops
 from sige.memory import describe
+from sige.state.packed import is_packed, pack
 from sige.views import VIEWS, share
 
 
@@ -37,6 +39,7 @@ class Forward:
         self.input_maps = ()  # the call's inputs that are maps
         self._calls = {}
         self._position = 0
+        self._made = {}  # while recording: id of a remembered map -> (weak reference to it, its key)
 
     def key(self, operator):
         """The key of this call: (module path, operator, call number). PathError when the recording went elsewhere."""
@@ -86,33 +89,55 @@ class Forward:
         """Bring the remembered map of ``key`` up to date with ``rows`` (n, C) at ``active``; returns the full map.
 
         While recording, and where the set is full, the rows are the map and only the reference moves. The map is in the
-        policy's ``state_dtype``.
+        policy's ``state_dtype``. Whoever reads the map says so with :meth:`reads`: what nobody reads need not be there.
         """
         rows = self._own(rows.flatten(1) if rows.dim() != 2 else rows)
         if self.recording:
-            return self.memory.remember(key, kind, rows.contiguous(), self.policy.state_dtype).value
+            full, dtype = rows.contiguous(), self.policy.state_dtype
+            if dtype is not None and is_packed(dtype) and full.is_floating_point():
+                self.memory.remember(key, kind, pack(full, dtype))
+            else:
+                full = full.to(dtype) if dtype is not None and full.is_floating_point() else full
+                self.memory.remember(key, kind, full)
+            self._made[id(full)] = (weakref.ref(full), key)
+            self.memory.reads[key] = []
+            self.memory.writes[key] = (active.height, active.width, active.kind)
+            return full
         entry = self.memory.recall(key)
         if active.full:
             self.journal.value(entry)
             entry.value = rows.contiguous().to(entry.value.dtype)
         else:
-            self.journal.rows(entry, entry.value, active.positions)
+            self.journal.overwrite(entry, active.positions)
             ops.scatter_rows_(entry.value, active.positions, rows)
         return entry.value
+
+    def reads(self, source, *what):
+        """Note that rows of the remembered map ``source`` are read: ``what`` says which, see ``sige.state.needs``."""
+        if self.recording:
+            found, key = self._made[id(source)]
+            if found() is source and what not in self.memory.reads[key]:
+                self.memory.reads[key].append(what)
 
     def _own(self, rows):
         """Rows that may be remembered: a copy where they are a view of what the caller gave the model."""
         storage = rows.untyped_storage()._cdata
         return rows.clone() if any(storage == x.untyped_storage()._cdata for x in self.input_maps) else rows
 
-    def keep_value(self, key, kind, value, dtype=None):
+    def keep_value(self, key, kind, value):
         """Remember a small value, or replace the one remembered."""
         if self.recording:
-            self.memory.remember(key, kind, value, dtype)
+            self.memory.remember(key, kind, value)
         else:
             entry = self.memory.recall(key)
             self.journal.value(entry)
             entry.value = value
+
+    def keep_sums(self, key, kind, value, active):
+        """:meth:`keep_value` of a matrix with one row a tile of the level's set ``active``, of which an edit reads the active tiles."""
+        self.keep_value(key, kind, value)
+        if self.recording:
+            self.memory.reads[key] = [("tiles", active.height, active.width)]
 
     def recall(self, key):
         """What the recording (or the last committed edit) remembered under ``key``."""
@@ -135,6 +160,7 @@ class Forward:
         if x.source is None:
             x.source = self.keep_map(key, "fallback" if operator == "fallback" else "exit", x.active, x.rows)
         full = x.source
+        self.reads(full, "all")
         view = full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
         if x.scale != 1:
             view = torch.nn.functional.interpolate(view, scale_factor=x.scale, mode="nearest")
@@ -151,6 +177,8 @@ class Forward:
         features = x.rows.shape[1:]
         if x.source is None and not active.within(x.active):
             x.source = self.keep_map(self.key("resite"), "resited", x.active, x.rows)
+        if x.source is not None:
+            self.reads(x.source, "set", active.height, active.width, active.kind)
         if x.source is not None and not x.active.full:
             rows = ops.gather_rows(x.source, active.positions).to(x.dtype)
         elif active.full and x.active.full:
@@ -169,6 +197,7 @@ class Forward:
         level = self.plan.level_set(x.active.height * x.scale, x.active.width * x.scale)
         if x.source is None:
             x.source = self.keep_map(self.key("upsample"), "upsampled", x.active, x.rows)
+        self.reads(x.source, "parents", level.height, level.width, x.scale)
         rows = ops.gather_rows(x.source, self.plan.parents(level, x.scale)).to(x.dtype)
         return ActiveTensor(rows.view(-1, *x.rows.shape[1:]), level, x.axes)
 

@@ -95,6 +95,11 @@ def images(inputs):
     return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.dim() == 4}
 
 
+def device_of(inputs):
+    """The device of the first input that is a tensor; the CPU where none is."""
+    return next((value.device for value in inputs.values() if isinstance(value, torch.Tensor)), torch.device("cpu"))
+
+
 def fit_mask(mask, recorded):
     """A mask (B or 1, H, W) broadcast to the recorded batch.
 

@@ -6,6 +6,7 @@ import torch
 
 from sige.errors import PathError, RecordingError
 from sige.kernels import ops
+from sige.state.packed import Packed
 
 
 def _version(tensor):
@@ -14,13 +15,15 @@ def _version(tensor):
 
 @dataclasses.dataclass
 class Entry:
-    """One remembered value: a tensor or a tuple of tensors, and the kind under which its bytes are reported."""
+    """One remembered value: a tensor, a tuple of tensors or a packed map, and the kind under which its bytes are reported."""
 
     kind: str
     value: object
     versions: tuple = ()
 
     def tensors(self):
+        if isinstance(self.value, Packed):
+            return self.value.tensors()
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
     def stamp(self):
@@ -43,6 +46,13 @@ class Journal:
         self._entries.append((entry, target, index, old))
         return old
 
+    def check(self):
+        """Wait until what the edit changed is kept; nothing here."""
+
+    def overwrite(self, entry, index):
+        """Keep the rows of an entry's map at ``index`` before they are overwritten, whatever they are."""
+        self.rows(entry, entry.value, index)
+
     def value(self, entry):
         """Keep an entry's whole value before it is replaced (a reference, not a copy)."""
         self._entries.append((entry, None, None, entry.value))
@@ -55,7 +65,8 @@ class Journal:
             else:
                 ops.scatter_rows_(target, index, old)
 
-    def clear(self):
+    def commit(self):
+        """What was overwritten is not needed any more."""
         self._entries.clear()
 
 
@@ -65,6 +76,9 @@ class StepMemory:
     def __init__(self):
         self.entries = {}
         self.trace = []
+        self.reads = {}  # of each map what reads it: see ``sige.state.needs``
+        self.writes = {}  # of each map the set at which an edit brings it up to date: (height, width, kind)
+        self.stored = {}  # maps that are not used where they lie: key -> ``sige.state.stored.Stored``
         self.inputs = None  # by name, tensors cloned
         self.output = None  # leaves of the output, and how they were nested
         self.tree = None
@@ -72,12 +86,8 @@ class StepMemory:
         self.requests = {}  # what the recording asked of its plan
         self.autocast = None
 
-    def remember(self, key, kind, value, dtype=None):
-        """Keep ``value`` under ``key``; floating-point tensors in ``dtype`` where one is given."""
-        if dtype is not None:
-            parts = value if isinstance(value, tuple) else (value,)
-            parts = tuple(part.to(dtype) if part.is_floating_point() else part for part in parts)
-            value = parts if isinstance(value, tuple) else parts[0]
+    def remember(self, key, kind, value):
+        """Keep ``value`` under ``key``."""
         entry = Entry(kind, value)
         entry.stamp()
         self.entries[key] = entry
@@ -116,6 +126,8 @@ class StepMemory:
         """Bytes of remembered tensors by kind; storage that two entries share counts once, and none that is in ``seen``."""
         sizes, seen = {}, set() if seen is None else seen
         tensors = [(entry.kind, tensor) for entry in self.entries.values() for tensor in entry.tensors()]
+        for stored in self.stored.values():  # mapped files are one storage: each map counts with its own bytes
+            sizes[stored.kind] = sizes.get(stored.kind, 0) + stored.nbytes
         tensors += [("output", leaf) for leaf in self.output or () if isinstance(leaf, torch.Tensor)]
         tensors += [("input", leaf) for leaf in (self.inputs or {}).values() if isinstance(leaf, torch.Tensor)]
         for kind, tensor in tensors:

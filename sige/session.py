@@ -13,11 +13,12 @@ from sige.errors import ChangedInputError, RecordingError, StorageError
 from sige.forward import Following, Forward
 from sige.interception import Interception
 from sige.masks import check_mask
-from sige.memory import Journal, StepMemory
+from sige.memory import StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
 from sige.state import folder as store
+from sige.state.tiers import Tiers
 
 _PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
 
@@ -29,6 +30,8 @@ class Session:
     policy: a name from ``sige.POLICIES`` or a ``sige.Policy``.
     token_grid: (H, W) of the image tokens of a model that takes its image as tokens (B, H*W, C), as Flux does: its first such
         input is the map that an edit changes, and masks are given for that grid.
+    memory_budget: bytes that remembered maps may take on the first tier of memory, see ``sige.state.tiers``; the others go to host
+        memory and to disk, in a folder of their own in ``state_folder``. Results are the same bits with any budget.
 
         session = sige.Session(model)
         with session.record():
@@ -40,7 +43,7 @@ class Session:
     stays what it was: the next ``edit`` takes back the one before. The session works under ``no_grad``.
     """
 
-    def __init__(self, model, policy="incremental", token_grid=None):
+    def __init__(self, model, policy="incremental", token_grid=None, memory_budget=None, state_folder=None):
         self.policy = find_policy(policy)
         self.token_grid = token_grid
         self.model = guards.find_model(model)
@@ -51,28 +54,31 @@ class Session:
         self._interception = Interception(self.model)
         self.extra = None  # what the caller saved beside the recording
         self._shared = Shared()
+        self._budget, self._tiers = (memory_budget, state_folder), Tiers(memory_budget, state_folder)
 
     # -- the four verbs ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def record(self):
         """Remember each forward of the model inside the block. Replaces an earlier recording once the block ends well."""
-        steps, self._shared = [], Shared()
+        steps, self._shared, tiers = [], Shared(), Tiers(*self._budget)
 
         def forward(call, args, kwargs):
-            steps.append(None)
-            try:
-                steps[-1], output = self._record_step(call, args, kwargs)
-            except BaseException:
-                steps.pop()
-                raise
+            memory, output = self._record_step(call, args, kwargs)
+            tiers.settle(len(steps), memory, guards.device_of(memory.inputs))
+            steps.append(memory)
             return output
 
-        with self._interception.route(forward):
-            yield self
-        if not steps:
-            raise RecordingError("nothing was recorded: call the model at least once inside session.record()")
-        self._steps, self._journals, self._plans, self._edited = steps, {}, {}, []
+        try:
+            with self._interception.route(forward):
+                yield self
+            if not steps:
+                raise RecordingError("nothing was recorded: call the model at least once inside session.record()")
+        except BaseException:
+            tiers.close()
+            raise
+        self._tiers.close()
+        self._steps, self._journals, self._plans, self._edited, self._tiers = steps, {}, {}, [], tiers
 
     @contextlib.contextmanager
     def edit(self, mask, changed=(), start=0, dense=()):
@@ -106,12 +112,18 @@ class Session:
                 return self._dense_step(effect, self._steps[number], mask, call, args, kwargs)
             return self._edit_step(number, effect, mask, plan, changed, call, args, kwargs)
 
+        runs = plan is not None and (bool(changed) or not plan.level_set(*plan.size).full)
+        self._tiers.begin(plan, [n for n in range(start, len(self._steps)) if n not in dense] if runs else [])
         try:
             with self._interception.route(forward):
                 yield effect
+            for journal in self._journals.values():
+                journal.check()
         except BaseException:
             self._take_back()
             raise
+        finally:
+            self._tiers.end()
 
     def undo(self):
         """Take the last edit back: every remembered map is again what it was, bit for bit."""
@@ -123,15 +135,18 @@ class Session:
         """Make the last edit the state that the next one builds on."""
         if not self._edited:
             raise RecordingError("there is no edit to commit: it was taken back, committed already, or never made")
+        for journal in self._journals.values():
+            journal.check()
         for step, inputs, output, rerun in self._edited:
             if rerun is not None:  # the edit covered everything and ran as the plain model: now its maps are wanted
                 with self._interception.route(lambda call, args, kwargs: call(*args, **kwargs)):
                     memory, _ = self._record_step(*rerun)
                 step.__dict__.update(memory.__dict__)
+                self._tiers.settle(self._steps.index(step), step, guards.device_of(step.inputs))
             else:
                 step.inputs, step.output = inputs, output
         for journal in self._journals.values():
-            journal.clear()
+            journal.commit()
         self._edited = []
 
     def state_bytes(self):
@@ -158,25 +173,38 @@ class Session:
         store.save(folder, self._steps, settings, self.extra if extra is None else extra)
 
     @classmethod
-    def load(cls, folder, model):
+    def load(cls, folder, model, memory_budget=None, state_folder=None):
         """The session that was saved in a folder, for the same model. Edits of it give the same bits as edits of the one saved.
 
         StorageError naming the file that is missing, truncated or altered, or the model that is another one.
         """
-        found = guards.find_model(model)
-        device = next((tensor.device for tensor in found.parameters()), torch.device("cpu"))
-        steps, settings, extra = store.load(folder, lambda tensor: tensor.to(device, copy=True))
-        if settings["model"] != store.fingerprint(found):
-            raise StorageError(
-                f"{folder} was recorded with the model {settings['model']}, this one is {store.fingerprint(found)}: load it with the "
-                "model and the weights that it was recorded with"
-            )
-        session = cls(model, settings["policy"], settings["token_grid"])
-        session._steps, session.extra = steps, extra
+        settings = store.settings_of(folder)
+        session = cls(model, settings["policy"], settings["token_grid"], memory_budget, state_folder)
+        session._reopen(folder)
         return session
 
+    def _reopen(self, folder):
+        """Take the recording from a folder in place of this session's own."""
+        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+        steps, settings, extra = store.load(folder, lambda tensor: tensor.to(device, copy=True))
+        if settings["model"] != store.fingerprint(self.model):
+            raise StorageError(
+                f"{folder} was recorded with the model {settings['model']}, this one is {store.fingerprint(self.model)}: load it with "
+                "the model and the weights that it was recorded with"
+            )
+        self.close()
+        for number, step in enumerate(steps):
+            self._tiers.settle(number, step, device)
+            self._steps.append(step)
+        self.extra = extra
+
+    def state_tiers(self):
+        """Bytes remembered over all steps by tier: ``device`` (not on a CPU), ``host`` memory, ``disk``."""
+        return self._tiers.bytes()
+
     def close(self):
-        """Forget everything."""
+        """Forget everything; remove the temporary files."""
+        self._tiers.close()
         self._steps, self._journals, self._plans, self._edited = [], {}, {}, []
 
     @property
@@ -190,10 +218,8 @@ class Session:
         memory = StepMemory()
         inputs, tokens = self._inputs(args, kwargs)
         guards.check_finite(inputs)
-        maps = list(guards.images(inputs).values())
-        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+        maps, device = list(guards.images(inputs).values()), guards.device_of(inputs)
         batch, size = (maps[0].shape[0], tuple(maps[0].shape[2:])) if maps else (1, (1, 1))
-        device = tensors[0].device if tensors else torch.device("cpu")
         plan = FullPlan(self.policy, batch, size, device)
         forward = Forward(self.policy, memory, plan, self._interception.path)
         self._tell_apart(forward, inputs)
@@ -222,15 +248,19 @@ class Session:
             return tree_unflatten(copied(memory.output), memory.tree)
         if self.policy.dense_above is not None and plan.level_set(*plan.size).full and not changed:
             return self._dense_step(effect, memory, mask, call, args, kwargs)
-        journal = self._journals.setdefault(number, Journal())
-        forward = Forward(self.policy, memory, plan, self._interception.path, journal)
+        journal = self._journals[number] = self._tiers.journal(number)
+        working = self._tiers.open(number)
+        forward = Forward(self.policy, working, plan, self._interception.path, journal)
         self._tell_apart(forward, inputs, changed)
         every = self.policy.text_refresh
         forward.refresh_text = bool(changed) or every is not None and number % every == 0
         try:
             args, kwargs = self._activated(forward, tokens, args, kwargs)
             leaves, output, tree = self._run(forward, call, args, kwargs, memory.output)
+            output = copied(output) if memory.stored else output  # what is no copy may lie in a buffer
+            self._tiers.shut(working, journal, done=True)
         except BaseException:
+            self._tiers.shut(working, journal, done=False)
             journal.undo()
             raise
         finally:
@@ -283,8 +313,7 @@ class Session:
         return leaves, given, tree
 
     def _check_autocast(self, memory):
-        device = next((v.device.type for v in memory.inputs.values() if isinstance(v, torch.Tensor)), "cpu")
-        state = guards.autocast_state(device)
+        state = guards.autocast_state(guards.device_of(memory.inputs).type)
         if state != memory.autocast:
             raise ChangedInputError(
                 f"autocast (enabled, dtype) is {state}, the recording had {memory.autocast}: use the same for both"
@@ -297,7 +326,7 @@ class Session:
         key = (mask.shape, mask.cpu().numpy().tobytes())
         if key not in self._plans:
             requests = {request: None for step in self._steps for request in step.requests}
-            plan = Plan(mask, self.policy, *self._sizes(requests), self._device())
+            plan = Plan(mask, self.policy, *self._sizes(requests), guards.device_of(self._steps[0].inputs))
             plan.prepare(requests)
             while len(self._plans) >= _PLANS_KEPT:
                 self._plans.pop(next(iter(self._plans)))
@@ -310,10 +339,6 @@ class Session:
         size = tuple(next(iter(maps.values())).shape[2:]) if maps else (1, 1)
         levels = [tuple(what) if kind in ("level", "tokens") else what[0].out_size for kind, *what in requests]
         return size, max([size, *levels])
-
-    def _device(self):
-        tensors = [value for value in self._steps[0].inputs.values() if isinstance(value, torch.Tensor)]
-        return tensors[0].device if tensors else None
 
     def _take_back(self):
         for number, journal in self._journals.items():

@@ -85,6 +85,7 @@ def _rows(forward, query, key, value, scale, mask=None):
 def _whole(forward, key, x):
     """Keys or values of all positions, (B, heads, H*W, width): the remembered ones with the active rows brought up to date."""
     full = forward.keep_map(key, "kv", x.active, x.rows)
+    forward.reads(full, "all")
     return full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
 
 
@@ -98,6 +99,7 @@ def _reprojected(forward, place, key, value):
         )
     tokens = made[0][0]
     full = forward.keep_map(place, "kv_tokens", tokens.active, tokens.rows)
+    forward.reads(full, "all")
     return [_projected(forward, full, x, weight, bias) for x, (_, weight, bias, _) in zip((key, value), made)]
 
 

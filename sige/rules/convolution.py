@@ -98,6 +98,7 @@ def _spatial(forward, key, input, weight, bias, groups, window, chosen):
         if input.source is None:  # shared by all convolutions of this map
             input.source = forward.keep_map(key, "conv_input", input.active, input.rows)
         source, batch, view = input.source, input.active.batch, input.active
+        forward.reads(source, "conv", window)
     else:
         source, batch, view = full_rows(input, _IMAGE), input.shape[0], None
     if not chosen.full:

@@ -16,6 +16,7 @@ from sige.active_tensor import ActiveTensor, full_view
 from sige.kernels import ops
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.state.packed import is_packed
 
 _LAYOUTS = (("b", "f", "h", "w"), ("b", "f", "p"))
 
@@ -144,8 +145,10 @@ def _remember_tiles(forward, key, totals, x, num_groups, tile, mean, rstd, eps):
     size = x.active.height * x.active.width * (x.rows.shape[1] // num_groups)
     second = (1 / rstd.double() ** 2 - eps) * size
     centre = mean.double()
+    # One byte is too little for sums of which differences are taken.
     dtype = forward.policy.state_dtype or x.dtype
-    forward.keep_value(key, "norm_sums", torch.cat([means, squares], 1).to(dtype))
+    dtype = torch.bfloat16 if is_packed(dtype) else dtype
+    forward.keep_sums(key, "norm_sums", torch.cat([means, squares], 1).to(dtype), x.active)
     forward.keep_value(totals, "norm_sums", (centre, torch.zeros_like(centre), second))
 
 

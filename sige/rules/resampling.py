@@ -86,6 +86,7 @@ def _source(forward, x, operator):
     """The remembered map (B*H*W, C) behind ``x``, brought up to date."""
     if x.source is None:
         x.source = forward.keep_map(forward.key(operator), "resampled", x.active, x.rows)
+    forward.reads(x.source, "all")
     return x.source
 
 

@@ -131,6 +131,7 @@ def _rows(forward, input, weight, bias, groups, geometry, whole):
         if input.source is None:  # shared by all convolutions of this map
             input.source = forward.keep_map(key, "conv_input", input.active, input.rows)
         source, batch = input.source, input.active.batch
+        forward.reads(source, "reads", geometry)
     else:
         source, batch = full_rows(input, _IMAGE), input.shape[0]
     reads = forward.plan.reads_of(chosen, geometry)

@@ -8,6 +8,7 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 from sige.errors import StorageError
 from sige.memory import Entry, StepMemory
 from sige.policies import Policy
+from sige.state.packed import Packed
 from sige.windows import Window
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -16,7 +17,7 @@ _PLAIN = (bool, int, float, str, type(None))
 def _classes():
     from sige.rules.transposed import Transposed
 
-    return {"Window": Window, "Transposed": Transposed, "Policy": Policy}
+    return {"Window": Window, "Transposed": Transposed, "Policy": Policy, "Packed": Packed}
 
 
 class Encoder:
@@ -88,14 +89,15 @@ def decode(value, tensors):
     return _classes()[kind](**{name: decode(item, tensors) for name, item in inner.items()})
 
 
-_FIELDS = ("trace", "dense_macs", "requests", "autocast")
+_FIELDS = ("trace", "reads", "writes", "dense_macs", "requests", "autocast")
 
 
 def encode_step(memory, encoder):
     """A StepMemory as JSON."""
+    remembered = {**memory.entries, **{key: one.entry() for key, one in memory.stored.items()}}
     entries = [
         [encoder.encode(key), entry.kind, encoder.encode(entry.value, f"what is remembered at {key}")]
-        for key, entry in memory.entries.items()
+        for key, entry in remembered.items()
     ]
     inputs = [[name, encoder.encode(value, f"input {name!r}")] for name, value in memory.inputs.items()]
     try:

@@ -17,7 +17,7 @@ from sige.errors import StorageError
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _PIECE = 8 << 20  # bytes that are written at a time
@@ -39,8 +39,10 @@ def write_tensors(path, tensors, note="", sync=True):
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-    except OSError as error:
+    except BaseException as error:
         path.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StorageError(
             f"{path} could not be written ({error.strerror or error}): free some disk space or choose another folder"
         ) from error
@@ -56,6 +58,10 @@ def _pieces(tensors, note):
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     header, start = {"__metadata__": {"note": note}}, 0
     for name, tensor in ordered:
+        if tensor.dtype not in _NAMES:
+            raise StorageError(
+                f"a tensor of {tensor.dtype} cannot be stored: its dtype is not one of the file format's"
+            )
         stop = start + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
         start = stop

@@ -122,11 +122,20 @@ def manifest_of(folder):
     return manifest
 
 
-def load(folder, place=lambda tensor: tensor):
-    """Verify and open a saved session: (steps, settings, extra).
+def settings_of(folder):
+    """The settings that a saved session was made with; only the manifest and one file are read. StorageError as :func:`load`."""
+    manifest = manifest_of(folder)
+    name = manifest["parts"][0]
+    _verify(Path(folder) / name, manifest["files"][name])
+    common, note = _open(Path(folder) / name, lambda tensor: tensor)
+    return coding.decode(note["settings"], common)
 
-    The steps' tensors are the files, mapped into memory; ``place`` makes of each what is wanted in its stead. StorageError naming
-    the file that is missing, truncated or altered.
+
+def load(folder, place=lambda tensor: tensor):
+    """Verify and open a saved session: (iterator of its steps, settings, extra).
+
+    Tensors are the files, mapped into memory; ``place`` makes of each what is wanted in its stead, step by step as they are asked
+    for. StorageError naming the file that is missing, truncated or altered.
     """
     folder = Path(folder)
     manifest = manifest_of(folder)
@@ -134,11 +143,13 @@ def load(folder, place=lambda tensor: tensor):
         _verify(folder / name, was)
     common, note = _open(folder / manifest["parts"][0], place)
     known = {f"common {name}": tensor for name, tensor in common.items()}
-    steps = []
-    for name in manifest["parts"][1:]:
-        tensors, step = _open(folder / name, place)
-        steps.append(coding.decode_step(step, {**known, **tensors}))
-    return steps, coding.decode(note["settings"], common), coding.decode(note["extra"], common)
+
+    def steps():
+        for name in manifest["parts"][1:]:
+            tensors, step = _open(folder / name, place)
+            yield coding.decode_step(step, {**known, **tensors})
+
+    return steps(), coding.decode(note["settings"], common), coding.decode(note["extra"], common)
 
 
 def _open(path, place):

@@ -1,11 +1,11 @@
-"""A smaller U-Net than the rest of the engine's tests use, and a recording of three steps of it."""
+"""A smaller U-Net than the rest of the engine's tests use, and a recording of four steps of it."""
 
 import pytest
 import torch
 
 import sige
 
-TIMES = (900, 500, 100)
+TIMES = (900, 700, 500, 100)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def unet():
 
 @pytest.fixture
 def recorded(unet, small, images):
-    """``recorded(**changes)``: a session of three steps; ``session`` holds arguments of the session, the rest are dials."""
+    """``recorded(**changes)``: a session of four steps; ``session`` holds arguments of the session, the rest are dials."""
 
     def make(session=None, policy="incremental", **changes):
         made = sige.Session(unet, small(policy, **changes), **session or {})
