@@ -1,0 +1,70 @@
+"""Tasks, the list of methods, and methods as a configuration names them."""
+
+import pytest
+import torch
+
+from sige.runs.editing import registry, runner
+from sige.runs.errors import JobFailure, UserError
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        pytest.param({"new_prompt": None}, "prompts are 'a dog on a sofa' and None; give two strings", id="prompt"),
+        pytest.param({"steps": 0}, "an edit of 0 steps", id="steps"),
+        pytest.param({"strength": 1.5}, "strength 1.5; give a share of the steps above 0 and at most 1", id="strength"),
+        pytest.param({"image": torch.zeros(3, 32, 32)}, r"shape \(3, 32, 32\); give \(3, 64, 64\)", id="picture"),
+        pytest.param({"mask": torch.zeros(16, 16)}, r"mask is torch.float32 of shape \(16, 16\); give bool", id="mask"),
+    ],
+)
+def test_tasks_that_cannot_be_done(make_task, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_task(**settings)
+
+
+@pytest.mark.parametrize("name", registry.EDITORS)
+def test_each_method_says_what_it_runs_and_takes(name):
+    method = registry.find(name)
+    assert registry.kind(name) in ("text", "inpaint", "instruct") and isinstance(method.OPTIONS, dict)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(UserError, match="no editing method 'photoshop'; there are sdtp"):
+        registry.find("photoshop")
+
+
+def test_a_missing_pipeline_is_named(pipes, make_task):
+    with pytest.raises(UserError, match="sdip runs a pipeline of the kind 'inpaint'; given are text"):
+        registry.edit("sdip", {"text": pipes["text"]}, make_task())
+
+
+def test_an_unknown_option_is_named(pipe, make_task):
+    with pytest.raises(UserError, match="sdedit has no option 'power'; it has strength"):
+        registry.edit("sdedit", pipe, make_task(options={"power": 2}))
+
+
+def test_the_configuration_gives_the_settings(pipe, make_task):
+    result = runner.run({"editor": "sdedit", "options": {"strength": 0.5}}, pipe, make_task())
+    assert len(result.calls) == 2
+
+
+def test_a_task_s_own_settings_count_more(pipe, make_task):
+    options = {"editor": "sdedit", "options": {"strength": 0.5}}
+    assert len(runner.run(options, pipe, make_task(options={"strength": 1.0})).calls) == 4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        pytest.param({"editor": "gimp"}, "no editing method 'gimp'", id="editor"),
+        pytest.param({"editor": "sdtp", "options": {"x": 1}}, "sdtp has no option 'x'; it has none", id="option"),
+    ],
+)
+def test_configurations_that_cannot_be_used(options, message):
+    with pytest.raises(UserError, match=message):
+        runner.check(options)
+
+
+def test_one_step_is_no_place_for_an_editor():
+    with pytest.raises(JobFailure, match="sdtp edits whole pictures by running a pipeline"):
+        runner.build("sdtp", {"editor": "sdtp"}, None, {})
