@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-DENSE_METHODS = ("dense", "dense_channels_last", "dense_bf16", "dense_compiled")
+DENSE_METHODS = ("dense", "dense_channels_last", "dense_bf16", "dense_compiled", "dense_graphs")
 METHOD_ORDER = (*DENSE_METHODS, "reference_engine", "sige_public", "sige", "pixel")
 METHOD_ORDER += (
     "fisedit_radical",
@@ -42,8 +42,8 @@ def measured(table: pd.DataFrame, model: str = HEADLINE_MODEL, stock_allocator: 
 
 
 def networks(rows: pd.DataFrame) -> list[str]:
-    """Return the models of some rows in the order that figures and tables show them; layers on their own are left out."""
-    there = dict.fromkeys(rows[rows["scope"] != "layer"]["model"])
+    """Return the models of some rows in the order that figures and tables show them; layers and operators on their own are left out."""
+    there = dict.fromkeys(rows[~rows["scope"].isin(["layer", "kernel"])]["model"])
     rank = {name: place for place, name in enumerate(NETWORK_ORDER)}
     return sorted(there, key=lambda name: (rank.get(name, len(rank)), name))
 

@@ -7,6 +7,7 @@ versions, weights, data, and for jobs with timed metrics the machine. Two jobs w
 import ast
 import functools
 import hashlib
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _ALWAYS = (
     "sige.analysis.image_errors",
 )
 _SUFFIXES = {".py", ".cpp", ".cu", ".metal", ".csv", ".json"}
-_TIMED = {"latency", "time_share"}
+_TIMED = {"latency", "time_share", "roofline"}
 
 
 def short(text: str | bytes) -> str:
@@ -71,6 +72,7 @@ def _engine() -> dict[str, str]:
 def code_files(job: dict) -> dict[str, str]:
     """Digest by file of the code that makes this job's numbers."""
     named = [job["model"]["loader"]]
+    named += getattr(importlib.import_module(job["model"]["loader"]), "PARTS", ())
     named += [options["runner"] for options in job["methods"].values()]
     named += [options["collect"] for options in job["metrics"].values()]
     files = dict(_engine())

@@ -23,7 +23,7 @@ def expand(config: dict, hardware_choices: dict[str, dict]) -> list[dict]:
     """
     metrics = dict(config["metric"] or {})
     # Speed needs something to be faster than: where time is measured, the dense ladder is in the same rounds.
-    methods = {**(config["baseline"] if "latency" in metrics else {}), **(config["method"] or {})}
+    methods = {**((config.get("baseline") or {}) if "latency" in metrics else {}), **(config["method"] or {})}
     hardware = resolve_hardware(config["hardware"], hardware_choices)
     if hardware["device"] == "meta":  # tensors without values need no weights
         config = {**config, "model": {**config["model"], "weights": "random"}}

@@ -8,6 +8,7 @@ _METHODS = {
     "dense_channels_last": ("#b0b0b0", "dense, channels last"),
     "dense_bf16": ("#c9c9c9", "dense, bfloat16"),
     "dense_compiled": ("#5a5a5a", "dense, compiled"),
+    "dense_graphs": ("#3a3a3a", "dense, CUDA graphs"),
     "sige_public": ("#56b4e9", "SIGE (released)"),
     "sige": ("#0072b2", "SIGE (as printed)"),
     "pixel": ("#009e73", "pixel (no tiles)"),

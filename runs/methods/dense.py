@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from sige.runs.errors import UserError
+from sige.runs.errors import JobFailure, UserError
 from sige.runs.methods import Runner, Step
 from sige.runs.models.zoo import DTYPES, LAYOUTS
 
@@ -28,10 +28,12 @@ class Dense(Runner):
 
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Dense:
-    """A dense runner; ``compile: true`` compiles the module on its first step."""
+    """A dense runner; ``compile: true`` compiles the module on its first step, with ``mode: reduce-overhead`` into CUDA graphs."""
+    if options.get("mode") == "reduce-overhead" and hardware["device"] != "cuda":
+        raise JobFailure("skipped", f"CUDA graphs need an NVIDIA GPU: not run on hardware {hardware['name']}")
     dtype = options.get("dtype") or hardware["dtype"]
     runner = Dense(name, zoo, options.get("layout", "contiguous"), dtype, dense=True)
     runner.module = zoo.module(runner.layout, dtype)
     if options.get("compile"):
-        runner.module = torch.compile(runner.module)
+        runner.module = torch.compile(runner.module, mode=options.get("mode"))
     return runner

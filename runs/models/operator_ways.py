@@ -1,0 +1,229 @@
+"""Ways to compute what an operator of the kernels computes: the operator itself, and what one would compose of PyTorch's own.
+
+Everything that does not change from step to step (row numbers, weights in another order) is made beforehand, for every way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from sige.kernels import ops
+from sige.runs.models import operators
+from sige.runs.models.operators import TILE, as_rows, heads
+
+
+@dataclass
+class Call:
+    """An operator's arguments for one edit.
+
+    module: the weights.   sample: (1, C, H, W), channels last.   rows: (n,) active positions, tile after tile.   tiles: (T,) flat tile
+    numbers.   values: (n, C) the map's rows there.
+    """
+
+    module: operators.Operator
+    sample: torch.Tensor
+    rows: torch.Tensor
+    tiles: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def shape(self) -> dict:
+        """The map's shape, as in the configuration."""
+        return self.module.shape
+
+    @property
+    def places(self) -> torch.Tensor:
+        """Where the results lie in the whole result: positions, or of `tile_moments` tiles."""
+        return self.tiles if self.module.operator == "tile_moments" else self.rows
+
+
+def call(module: operators.Operator, sample: torch.Tensor, mask: torch.Tensor) -> Call:
+    """The arguments for a mask (H, W) at the picture's resolution."""
+    chosen = operators.tiles(mask, module.shape)
+    rows = operators.windows(chosen, module.shape, TILE).flatten()
+    device = sample.device
+    sample = sample.contiguous(memory_format=torch.channels_last)
+    return Call(module, sample, rows.to(device), chosen.to(device), as_rows(sample)[rows.to(device)])
+
+
+def _parts(call):
+    return as_rows(call.sample), call.module.weight, call.module.bias
+
+
+def _conv_rows(call):
+    source, weight, bias = _parts(call)
+    index = operators.taps(call.rows.cpu(), call.shape).to(source.device)
+    return lambda: ops.conv_rows(source, index, weight, bias)
+
+
+def _windows(call):
+    side = TILE + call.shape["kernel"] - 1
+    return side, operators.windows(call.tiles.cpu(), call.shape, side).to(call.sample.device)
+
+
+def _conv_tiles(call):
+    source, weight, bias = _parts(call)
+    _, index = _windows(call)
+    return lambda: ops.conv_tiles(source, index, TILE, weight, bias)
+
+
+def _padded(call, index):
+    """The map's rows and a row of zeros behind them, and row numbers that take it for positions outside the map."""
+    source = as_rows(call.sample)
+    return torch.cat([source, source.new_zeros(1, source.shape[1])]), torch.where(index < 0, len(source), index)
+
+
+def _gather_matmul(call):
+    _, weight, bias = _parts(call)
+    source, index = _padded(call, operators.taps(call.rows.cpu(), call.shape).to(call.sample.device))
+    matrix, flat = weight.permute(0, 2, 3, 1).flatten(1).contiguous(), index.flatten()
+    return lambda: F.linear(source.index_select(0, flat).view(len(index), -1), matrix, bias)
+
+
+def _blocks(call):
+    _, weight, bias = _parts(call)
+    side, index = _windows(call)
+    source, index = _padded(call, index)
+    flat, channels = index.flatten(), source.shape[1]
+
+    def run():
+        blocks = source.index_select(0, flat).view(-1, side, side, channels).permute(0, 3, 1, 2)
+        return F.conv2d(blocks, weight, bias).permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+
+    return run
+
+
+def _conv_map(call):
+    _, weight, bias = _parts(call)
+    margin = call.shape["kernel"] // 2
+    return lambda: ops.conv_map(call.sample, weight, bias, (1, 1), (margin, margin))
+
+
+def _whole_map(layout):
+    def way(call):
+        sample = call.sample.contiguous(memory_format=layout)
+        return lambda: call.module(sample)
+
+    return way
+
+
+def _of_rows(function):
+    """A way that takes the active rows, the weight and the bias."""
+    return lambda call: lambda: function(call.values, call.module.weight, call.module.bias)
+
+
+def _addmm(rows, weight, bias):
+    return torch.addmm(bias, rows, weight.t())
+
+
+def _moments(call):
+    return lambda: ops.tile_moments(call.values, len(call.tiles), call.shape["groups"])
+
+
+def _grouped(call):
+    rows, groups = call.values, call.shape["groups"]
+    return rows.view(len(call.tiles), TILE * TILE, groups, rows.shape[1] // groups)
+
+
+def _moments_var_mean(call):
+    values = _grouped(call)
+    count = values.shape[1] * values.shape[3]
+
+    def run():
+        spread, mean = torch.var_mean(values, (1, 3), correction=0)
+        return mean, spread * count
+
+    return run
+
+
+def _moments_in_parts(call):
+    values = _grouped(call)
+
+    def run():
+        mean = values.mean((1, 3), keepdim=True)
+        return mean[:, 0, :, 0], (values - mean).square().sum((1, 3))
+
+    return run
+
+
+def _attend(function):
+    def way(call):
+        query = heads(call.values, call.shape["heads"])
+        key, value = call.module.key, call.module.value
+        return lambda: function(query, key, value).transpose(1, 2).flatten(2)[0]
+
+    return way
+
+
+def _softmax(query, key, value):
+    return torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, -1) @ value
+
+
+def _read(function):
+    return lambda call: lambda source=as_rows(call.sample): function(source, call.rows)
+
+
+def _written(function):
+    """A way that writes the active rows into a map of its own, which holds the others already."""
+
+    def way(call):
+        target = as_rows(call.sample).clone()
+        target[call.rows] = 0
+
+        def run():
+            function(target, call.rows, call.values)
+            return target
+
+        return run
+
+    return way
+
+
+def _expanded_gather(source, index):
+    return source.gather(0, index[:, None].expand(-1, source.shape[1]))
+
+
+def _expanded_scatter(target, index, rows):
+    target.scatter_(0, index[:, None].expand(-1, rows.shape[1]), rows)
+
+
+_CONVOLUTION = {
+    "gather_matmul": _gather_matmul,
+    "blocks": _blocks,
+    "whole_map": _whole_map(torch.channels_last),
+}
+WAYS: dict[str, dict[str, Callable]] = {
+    "conv_rows": {"kernel": _conv_rows, **_CONVOLUTION},
+    "conv_tiles": {"kernel": _conv_tiles, **_CONVOLUTION},
+    "conv_map": {
+        "kernel": _conv_map,
+        "whole_map": _whole_map(torch.channels_last),
+        "channels_first": _whole_map(torch.contiguous_format),
+    },
+    "linear_rows": {"kernel": _of_rows(ops.linear_rows), "linear": _of_rows(F.linear), "addmm": _of_rows(_addmm)},
+    "affine_rows": {
+        "kernel": _of_rows(ops.affine_rows),
+        "in_parts": _of_rows(lambda rows, scale, shift: rows * scale + shift),
+        "addcmul": _of_rows(lambda rows, scale, shift: torch.addcmul(shift, rows, scale)),
+    },
+    "tile_moments": {"kernel": _moments, "in_parts": _moments_in_parts, "var_mean": _moments_var_mean},
+    "gather_rows": {
+        "kernel": _read(ops.gather_rows),
+        "indexing": _read(lambda source, index: source[index]),
+        "index_select": _read(lambda source, index: source.index_select(0, index)),
+        "gather": _read(_expanded_gather),
+    },
+    "scatter_rows_": {
+        "kernel": _written(ops.scatter_rows_),
+        "indexing": _written(lambda target, index, rows: target.__setitem__(index, rows)),
+        "index_copy": _written(lambda target, index, rows: target.index_copy_(0, index, rows)),
+        "scatter": _written(_expanded_scatter),
+    },
+    "attend": {
+        "kernel": _attend(ops.attend),
+        "sdpa": _attend(F.scaled_dot_product_attention),
+        "in_parts": _attend(_softmax),
+    },
+}
