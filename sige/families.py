@@ -37,6 +37,8 @@ def tile_side(policy, base, height, width):
 
     1 where a level's tiles are no squares, or not known before there is a mask.
     """
+    if policy.block == "adaptive":
+        return 1
     rows, columns = policy.block_at(halvings(base, height, width))
     if policy.geometry == "level":
         return math.gcd(rows, height, width)

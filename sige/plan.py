@@ -5,7 +5,7 @@ A plan is made once an edit, before the first step; every step of the sampler us
 
 import torch
 
-from sige import masks
+from sige import apsc, masks
 from sige.active_set import ActiveSet
 from sige.errors import PolicyError
 from sige.families import halvings, set_kind, tile_side, token_kind
@@ -26,6 +26,7 @@ class FullPlan:
     def __init__(self, policy, batch, size, device):
         self.policy, self.batch, self.size, self.device = policy, batch, size, device
         self.requests = {}
+        self._layers = {}
         self._sets = {}
 
     def tile_side(self, height, width):
@@ -42,9 +43,13 @@ class FullPlan:
         self.requests[("tokens", height, width)] = None
         return self._everything(height, width, token_kind(self.policy))
 
-    def conv_set(self, window):
-        """Full set of a convolution's output."""
+    def conv_set(self, window, weight=None):
+        """Full set of a convolution's output. ``weight``: the shape of its weight, which a search for block shapes wants to know."""
         self.requests[("conv", window)] = None
+        if weight is not None and self.policy.block == "adaptive":
+            outputs, inputs = weight[:2]
+            self._layers[window, inputs, outputs] = number = self._layers.get((window, inputs, outputs), 0) + 1
+            self.requests[("layer", window, inputs, outputs, number)] = None
         return self._everything(*window.out_size, set_kind(self.policy, window))
 
     def _everything(self, height, width, kind):
@@ -79,12 +84,21 @@ class Plan:
             self.mask = mask.to(self.device)
         self._pyramid = Pyramid(self.mask, policy, self.size, finest or self.size)
         self._check_block()
+        self._layers = {}
+        self._searches = {}
         self._sets = {}
         self._windows = {}
 
     def prepare(self, requests):
         """Build now every set and index that a recorded forward asked for, so that no step pays for it."""
         for kind, *what in requests:
+            if kind == "layer":  # all of them are known before the first set is made
+                window, inputs, outputs, _ = what
+                sizes = self._layers.setdefault(window.source_size, {}).setdefault(window, {})
+                sizes[inputs, outputs] = sizes.get((inputs, outputs), 0) + 1
+        for kind, *what in requests:
+            if kind == "layer":
+                continue
             if kind == "level":
                 self.level_set(*what)
             elif kind == "tokens":
@@ -97,6 +111,8 @@ class Plan:
                     self.reads(chosen, what[0])
 
     def _check_block(self):
+        if self.policy.block == "adaptive":
+            return
         rows, columns = self.policy.block_at(0)
         named = rows if rows == columns else (rows, columns)
         height, width = self.size
@@ -119,7 +135,22 @@ class Plan:
 
     def block_at(self, height, width):
         """(rows, columns) of the blocks of a level (height, width)."""
+        if self.policy.block == "adaptive":
+            return self._search(height, width).shape
         return self.policy.block_at(halvings(self.size, height, width))
+
+    def _search(self, height, width):
+        """The :class:`sige.apsc.Search` that found a level's blocks; made once."""
+        level = height, width
+        if level not in self._searches:
+            layers = self._layers.get(level)
+            self._searches[level] = apsc.search(self.mask_at(*level), self.policy, self.device.type, layers)
+        return self._searches[level]
+
+    @property
+    def blocks(self):
+        """The shapes (rows, columns) that were searched for, by level (height, width); empty unless ``block`` is "adaptive"."""
+        return {level: search.shape for level, search in self._searches.items()}
 
     def level_set(self, height, width):
         """The active set of a level (height, width)."""
@@ -127,7 +158,7 @@ class Plan:
             return self._set(height, width, "level", self._pyramid.nested_tiles)
         return self.conv_set(canonical_window(height, width))
 
-    def conv_set(self, window):
+    def conv_set(self, window, weight=None):
         """The output positions that a convolution computes."""
         kind = set_kind(self.policy, window)
         if self.policy.geometry == "level":
@@ -187,9 +218,17 @@ class Plan:
         Wide tiles read each input little more than once; small ones, or few, are faster one position at a time.
         """
         plain = window.stride == (1, 1) and window.dilation == (1, 1) and chosen.overhang is None
-        if plain and chosen.tile and min(chosen.tile) >= _WIDE_TILE and len(chosen.tile_index) >= _MANY_TILES:
+        if plain and chosen.tile and self._whole_tiles_pay(chosen, window):
             return self.tile_rows(chosen, window), chosen.tile
         return self.window_rows(chosen, window), None
+
+    def _whole_tiles_pay(self, chosen, window):
+        if self.policy.whole_tiles != "faster":
+            return self.policy.whole_tiles == "always"
+        search = self._search(*window.source_size) if self.policy.block == "adaptive" else None
+        if search is not None and search.measured:
+            return search.whole_tiles(window, len(chosen.tile_index), chosen.count)
+        return min(chosen.tile) >= _WIDE_TILE and len(chosen.tile_index) >= _MANY_TILES
 
     def reads_of(self, chosen, geometry):
         """What an operator other than a convolution reads at ``chosen``: ``geometry.reads(chosen)``, made once. None on a full set."""

@@ -2,13 +2,17 @@
 
 import dataclasses
 import fnmatch
+import itertools
 
 import torch
 
 from sige.errors import PolicyError
 
+_SIDES = (2, 4, 8, 16, 32)  # of the blocks that FISEdit chooses from
 _CHOICES = {
     "geometry": ("window", "tile", "level"),
+    "whole_tiles": ("faster", "always", "never"),
+    "block_objective": ("measured", "gathered", "multiplications", "printed"),
     "pyramid": ("bilinear", "max"),
     "norm": ("cached", "incremental", "dense"),
     "kv": ("remembered", "reprojected", "active"),
@@ -23,7 +27,12 @@ class Policy:
         ``tile`` the tiles of its input that hold an edited position, without the window's margin (FISEdit's way);
         ``level`` uses one active set a resolution, nested between resolutions (ours).
     block: side of a tile in positions, at stride 1; a tuple gives one for each halving of the resolution, the last repeats. With
-        ``tile`` each may also be a pair (rows, columns).
+        ``tile`` each may also be a pair (rows, columns), and ``adaptive`` has the pair searched for, for each mask and level.
+    block_choices: the pairs among which ``adaptive`` chooses; None: sides of 2, 4, 8, 16 and 32 positions in every combination.
+    block_objective: what ``adaptive`` minimises: ``measured`` time of the level's convolutions, the area ``gathered``, the
+        ``multiplications``, or FISEdit's formula as ``printed``, see :mod:`sige.apsc`.
+    whole_tiles: whether tiles are convolved whole, as FISEdit does, or one position at a time, which reads more and wastes nothing:
+        whichever is ``faster``, ``always`` (where tiles divide the map and the stride is 1) or ``never``.
     token_block: side of the tiles that are kept where a map becomes a sequence of tokens; None: the tokens of the level's own set.
     pyramid: how the mask is brought to a lower resolution: repeated ``bilinear`` halving with ``threshold``, or ``max``.
     threshold: what a bilinear mask value must exceed to count as edited.
@@ -36,6 +45,8 @@ class Policy:
         thrown away, as SIGE's grid does. They cost multiply-accumulates and change nothing.
     norm: statistics of normalisations over space: ``cached`` from the recording, ``incremental`` (the edited map's own, at a
         cost proportional to the edit), ``dense`` (computed from the whole map: the oracle).
+    merge_rate: share r of what attention newly computes; r * new + (1 - r) * recorded is what goes on. 1: nothing is remembered
+        for it.
     kv: keys and values of self-attention: those of unedited positions ``remembered``; ``reprojected`` from remembered tokens at
         every step, as SIGE and FISEdit do (half the bytes, all positions' products); or only the ``active`` ones.
     text_refresh: the text in a joint sequence of text and image is computed anew in every n-th forward of an edit, from the first
@@ -46,7 +57,10 @@ class Policy:
 
     name: str = "custom"
     geometry: str = "level"
-    block: int | tuple[int | tuple[int, int], ...] = 4
+    block: int | tuple[int | tuple[int, int], ...] | str = 4
+    block_choices: tuple[tuple[int, int], ...] | None = None
+    block_objective: str = "measured"
+    whole_tiles: str = "faster"
     token_block: int | None = None
     pyramid: str = "max"
     threshold: float = 0.3
@@ -57,6 +71,7 @@ class Policy:
     overhang: bool = False
     norm: str = "incremental"
     kv: str = "remembered"
+    merge_rate: float = 1.0
     text_refresh: int | None = 1
     dense_above: float | None = None
     state_dtype: torch.dtype | None = None
@@ -75,6 +90,8 @@ class Policy:
             raise PolicyError(f"policy token_block={self.token_block!r} must be None or a whole number of at least 1")
         if self.text_refresh is not None and (not isinstance(self.text_refresh, int) or self.text_refresh < 1):
             raise PolicyError(f"policy text_refresh={self.text_refresh!r} must be None or a whole number of at least 1")
+        if not isinstance(self.merge_rate, (int, float)) or not 0 < self.merge_rate <= 1:
+            raise PolicyError(f"policy merge_rate={self.merge_rate!r} must be a share in (0, 1]")
         if self.dense_above is not None and not 0 < self.dense_above <= 1:
             raise PolicyError(f"policy dense_above={self.dense_above!r} must be None or a share in (0, 1]")
         if self.state_dtype is not None and not self.state_dtype.is_floating_point:
@@ -83,6 +100,16 @@ class Policy:
             )
 
     def _check_block(self):
+        if self.block_choices is not None and not _are_pairs(self.block_choices):
+            raise PolicyError(
+                f"policy block_choices={self.block_choices!r} must be None or a tuple of pairs (rows, columns)"
+            )
+        if isinstance(self.block, str):
+            if self.block != "adaptive":
+                raise PolicyError(f"policy block={self.block!r} is unknown: choose a whole number or 'adaptive'")
+            if self.geometry != "tile":
+                raise PolicyError(f"policy block='adaptive' needs geometry='tile', not {self.geometry!r}")
+            return
         pairs = isinstance(self.block, tuple) and any(isinstance(step, tuple) for step in self.block)
         if pairs and self.geometry != "tile":
             raise PolicyError(
@@ -105,7 +132,9 @@ class Policy:
         return _as_pair(self.at("block", halvings))
 
     def block_shapes(self):
-        """Every (rows, columns) that tiles may have under this policy, at one level or another."""
+        """Every (rows, columns) that tiles may have under this policy, at one level or another; smaller ones first."""
+        if self.block == "adaptive":
+            return self.block_choices or tuple(sorted(itertools.product(_SIDES, _SIDES), key=_by_area))
         return tuple(_as_pair(step) for step in (self.block if isinstance(self.block, tuple) else (self.block,)))
 
     def is_dense_module(self, path):
@@ -122,8 +151,24 @@ def _whole_numbers(value, least):
     return bool(steps) and all(type(step) is int and step >= least for step in steps)
 
 
+def _are_pairs(shapes):
+    return (
+        isinstance(shapes, tuple)
+        and bool(shapes)
+        and all(_is_pair(shape) and _whole_numbers(shape, 1) for shape in shapes)
+    )
+
+
+def _is_pair(shape):
+    return isinstance(shape, tuple) and len(shape) == 2
+
+
+def _by_area(shape):
+    return shape[0] * shape[1], max(shape)
+
+
 def _is_side_or_pair(step):
-    return not isinstance(step, tuple) or len(step) == 2
+    return not isinstance(step, tuple) or _is_pair(step)
 
 
 def _as_pair(step):

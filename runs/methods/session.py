@@ -16,6 +16,11 @@ def merged_dials(options: dict, model: dict) -> dict:
     return {**of_model, **(options.get("dials") or {})}
 
 
+def _tuples(value):
+    """Lists, and lists in lists, as the tuples that a policy holds."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
 def _policy(options: dict, model: dict):
     """The named policy with the dials of the model and of the method put in."""
     from sige import policy
@@ -27,7 +32,7 @@ def _policy(options: dict, model: dict):
         if key not in known:
             raise UserError(f"unknown policy dial {key!r}; there are {', '.join(known)}.")
         if isinstance(value, list):
-            value = tuple(value)
+            value = _tuples(value)
         elif key.endswith("dtype") and isinstance(value, str):
             value = getattr(torch, value)
         dials[key] = value

@@ -35,7 +35,8 @@ def attention(
             return ops.attend(*cast(query, key, value, attn_mask), scale)
         return otherwise(forward, func, (query, key, value, attn_mask), options)
     query, key, value, attn_mask = cast(query, key, value, attn_mask)
-    return query.with_rows(_rows(forward, query, key, value, scale, attn_mask))
+    rows = _rows(forward, query, key, value, scale, attn_mask)
+    return query.with_rows(_merged(forward, query.active, rows) if forward.policy.merge_rate != 1 else rows)
 
 
 def _fits(forward, mask, query, key):
@@ -80,6 +81,20 @@ def _rows(forward, query, key, value, scale, mask=None):
             out = ops.attend(queries, keys, values, own, scale)
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs) if outputs else query.rows.new_empty(0, heads, value.shape[-1])
+
+
+def _merged(forward, active, rows):
+    """Attention's output mixed with the recorded one by the policy's ``merge_rate``, which the mixture then replaces."""
+    key, flat = forward.key("merge"), rows.flatten(1)
+    if not forward.recording:
+        recorded = forward.recall(key)
+        flat = torch.lerp(ops.gather_rows(recorded, active.positions), flat, forward.policy.merge_rate)
+        whole = recorded.clone()
+        ops.scatter_rows_(whole, active.positions, flat)
+        forward.keep_value(key, "attention_output", whole)
+        return flat.view_as(rows)
+    forward.keep_value(key, "attention_output", flat.clone())
+    return rows
 
 
 def _whole(forward, key, x):

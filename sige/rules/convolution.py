@@ -73,7 +73,7 @@ def _dense(forward, func, input, weight, bias, stride, padding, dilation, groups
 
 def _sparse(forward, input, weight, bias, groups, window):
     key = forward.key("conv")
-    chosen = forward.plan.conv_set(window)
+    chosen = forward.plan.conv_set(window, weight.shape)
     forward.count("conv", (chosen.count if window.pointwise else chosen.computed) * weight.numel())
     if window.pointwise:
         rows = _pointwise(forward, input, weight, bias, groups, chosen)

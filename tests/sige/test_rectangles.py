@@ -11,6 +11,7 @@ from torch import nn
 import sige
 from sige.active_set import ActiveSet
 from sige.errors import PolicyError
+from sige.kernels import ops
 from sige.plan import Plan
 from sige.tiling import output_tile
 
@@ -141,8 +142,8 @@ def test_a_convolution_costs_its_tiles(shape):
 
 @pytest.mark.parametrize("shape", [(8, 16), (16, 8), (8, 8)], ids=["8x16", "16x8", "8x8"])
 def test_wide_tiles_convolved_whole_equal_the_dense_convolution(shape, monkeypatch):
-    called, whole = [], sige.kernels.ops.conv_tiles
-    monkeypatch.setattr(sige.kernels.ops, "conv_tiles", lambda *args: called.append(args[2]) or whole(*args))
+    called, whole = [], ops.conv_tiles
+    monkeypatch.setattr(ops, "conv_tiles", lambda *args: called.append(args[2]) or whole(*args))
     _, after, dense, _ = edited(convolution(), blocks(shape), torch.ones(128, 128, dtype=torch.bool), 128)
     assert (called, (after - dense).abs().max() < 1e-5) == ([shape], True)
 

@@ -1,0 +1,159 @@
+"""APSC: the shape of the blocks of each level, searched anew for every mask.
+
+FISEdit (AAAI 2024) cuts a map into blocks of h x w, h and w among 2, 4, 8, 16 and 32, and says to choose, once a mask, the shape
+that minimises (h - kh + 1)(w - kw + 1) N, N being the number of blocks that hold an edited position and kh x kw the kernel. That
+product is 0 for every mask where a side is 2 and the kernel 3x3. The two readings that make sense, what is gathered and what is
+multiplied, stand beside it; what the engine minimises is measured time, see :mod:`sige.block_costs`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from sige import block_costs, masks
+from sige.policies import Policy
+from sige.tiling import output_tile
+from sige.windows import canonical_window
+
+SHAPES = Policy(geometry="tile", block="adaptive").block_shapes()  # smaller ones first, of one area the squarer
+_USUAL_CHANNELS = 320  # of Stable Diffusion's finest level
+
+
+class Choice(NamedTuple):
+    """The shape (rows, columns) that costs least, its cost, and the cost of every shape that was tried."""
+
+    shape: tuple[int, int]
+    cost: float
+    costs: dict
+
+
+class Search(NamedTuple):
+    """What a level's blocks were chosen by, and the choice."""
+
+    objective: object
+    choice: Choice
+
+    @property
+    def shape(self):
+        """(rows, columns) of the level's blocks."""
+        return self.choice.shape
+
+    @property
+    def measured(self):
+        """Whether measured times decided."""
+        return isinstance(self.objective, MeasuredTime)
+
+    def whole_tiles(self, window, tiles, computed):
+        """Whether the convolutions of ``window`` are faster tile by tile, with ``tiles`` tiles and ``computed`` output positions."""
+        positions = computed * math.prod(window.stride) / window.scale**2
+        return self.objective.whole_tiles(window, self.shape, tiles, positions)
+
+
+def printed_objective(shape, tiles, positions=None, kernel=(3, 3)):
+    """The formula as the paper prints it: (h - kh + 1)(w - kw + 1) N."""
+    return (shape[0] - kernel[0] + 1) * (shape[1] - kernel[1] + 1) * tiles
+
+
+def gathered_area(shape, tiles, positions=None, kernel=(3, 3)):
+    """Input positions that are gathered, halo included: (h + kh - 1)(w + kw - 1) N."""
+    return (shape[0] + kernel[0] - 1) * (shape[1] + kernel[1] - 1) * tiles
+
+
+def multiplications(shape, tiles, positions=None, kernel=(3, 3)):
+    """Output positions that are computed: h w N. Multiply-accumulates are this times the weight's size."""
+    return shape[0] * shape[1] * tiles
+
+
+OBJECTIVES = {"printed": printed_objective, "gathered": gathered_area, "multiplications": multiplications}
+
+
+class MeasuredTime:
+    """Seconds that the convolutions of a level take, by a table of measured times.
+
+    table: a :class:`~sige.block_costs.CostTable`.
+    layers: {Window: {(input channels of a group, outputs): how many such convolutions}}, all reading maps of the level.
+    whole: the policy's ``whole_tiles``: whether tiles are convolved whole where they can be.
+    """
+
+    def __init__(self, table, layers, whole="faster"):
+        self.table, self.layers, self.whole = table, layers, whole
+
+    def __call__(self, shape, tiles, positions):
+        """Seconds for ``tiles`` blocks of ``shape`` that hold ``positions`` positions of the map (arrays or numbers)."""
+        return sum(self._window(window, shape, tiles, positions) for window in self.layers)
+
+    def _window(self, window, shape, tiles, positions):
+        around = sum(
+            times * self.table.seconds("around", None, inputs, inputs, positions)
+            for (inputs, _), times in self.layers[window].items()
+        )
+        if window.pointwise:
+            return around + self._summed("linear_rows", None, window, positions)
+        rows, whole = self._ways(window, shape, tiles, positions)
+        return around + np.minimum(rows, whole)
+
+    def _ways(self, window, shape, tiles, positions):
+        """Seconds one position at a time, and tile by tile; infinite for a way that cannot or shall not be taken."""
+        enlarged = window.scale**2 / math.prod(window.stride)
+        taps = math.prod(window.kernel) / 9
+        rows = taps * self._summed("conv_rows", None, window, np.asarray(positions) * enlarged)
+        tile = output_tile(window, shape)
+        plain = window.stride == window.dilation == (1, 1) and self.table.knows(tile)
+        if not plain or self.whole == "never" or any(side % step for side, step in zip(window.out_size, tile)):
+            return rows, np.full_like(rows, np.inf)
+        whole = taps * self._summed("conv_tiles", tile, window, np.asarray(tiles))
+        return np.full_like(rows, np.inf) if self.whole == "always" else rows, whole
+
+    def _summed(self, operator, tile, window, counts):
+        sizes = self.layers[window].items()
+        return sum(times * self.table.seconds(operator, tile, *size, counts) for size, times in sizes)
+
+    def whole_tiles(self, window, shape, tiles, positions):
+        """Whether the convolutions of ``window`` are faster tile by tile than one position at a time."""
+        rows, whole = self._ways(window, shape, tiles, positions)
+        return bool(whole < rows)
+
+
+def tile_counts(mask, shape):
+    """Blocks of ``shape`` in each mask (B, H, W) that hold a True position, and the map's positions in them: int64 (B,), (B,)."""
+    grid = masks.in_tiles(mask, shape)
+    tall, wide = (
+        np.minimum(step, side - step * np.arange(count))
+        for step, side, count in zip(shape, mask.shape[1:], grid.shape[1:])
+    )
+    held = grid.cpu().numpy()
+    return held.sum((1, 2)), np.einsum("brc,r,c->b", held.astype(np.int64), tall, wide)
+
+
+def fitting(shapes, height, width):
+    """Those shapes that a map (height, width) has room for; the first of all where it has room for none."""
+    return tuple(shape for shape in shapes if shape[0] <= height and shape[1] <= width) or tuple(shapes[:1])
+
+
+def costs_of(mask, objective, shapes=SHAPES):
+    """Cost of each shape for each mask (B, H, W): float64 (shapes, B). ``objective(shape, tiles, positions)`` prices one."""
+    return np.stack([np.asarray(objective(shape, *tile_counts(mask, shape)), dtype=np.float64) for shape in shapes])
+
+
+def choose(mask, objective, shapes=SHAPES):
+    """The :class:`Choice` for all masks (B, H, W) of a level together; of equal costs the smaller block, then the squarer one."""
+    shapes = fitting(shapes, *mask.shape[1:])
+    totals = {}
+    for shape in shapes:
+        tiles, positions = tile_counts(mask, shape)
+        totals[shape] = float(objective(shape, tiles.sum(), positions.sum()))
+    best = min(shapes, key=totals.__getitem__)
+    return Choice(best, totals[best], totals)
+
+
+def search(mask, policy, device_type, layers=None):
+    """Search the shape of a level's blocks: ``mask`` bool (B, H, W) at the level, by ``policy.block_objective``.
+
+    layers: as of :class:`MeasuredTime`; where nothing is known of them, one convolution of 320 channels stands for all.
+    """
+    objective = OBJECTIVES.get(policy.block_objective)
+    if objective is None:
+        unknown = {canonical_window(*mask.shape[1:]): {(_USUAL_CHANNELS, _USUAL_CHANNELS): 1}}
+        objective = MeasuredTime(block_costs.table(device_type), layers or unknown, policy.whole_tiles)
+    return Search(objective, choose(mask, objective, policy.block_shapes()))
