@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sige.analysis import network_tables
+from sige.analysis import kernel_tables, network_tables
 from sige.analysis.schema import write_atomically
 from sige.analysis.selection import (
     HEADLINE_MODEL,
@@ -192,6 +192,7 @@ def all_tables(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) ->
             network_tables.fisedit_table(table, targets, verdicts),
         ),
         "networks-time": ("Every network: time of one step", network_tables.times_table(table)),
+        "kernels": ("Operators of the kernels one by one", kernel_tables.kernels(table)),
         "sige-state": ("Remembered bytes of one step, MiB by kind", state_table(table, targets)),
         "sige-time-share": ("Time of one step by operator class", time_table(table)),
     }
