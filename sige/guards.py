@@ -34,6 +34,12 @@ def find_model(model):
     return model
 
 
+def is_unet_pipeline(model):
+    """Whether ``model`` is a diffusers pipeline around a U-Net: callable, no module itself, with a scheduler."""
+    unet = getattr(model, "unet", None)
+    return not isinstance(model, nn.Module) and isinstance(unet, nn.Module) and hasattr(model, "scheduler") and callable(model)
+
+
 @functools.lru_cache(maxsize=64)
 def _signature(kind):
     return inspect.signature(kind.forward)
@@ -77,6 +83,15 @@ def autocast_state(device_type):
         return False, None
     enabled = torch.is_autocast_enabled(device_type)
     return enabled, torch.get_autocast_dtype(device_type) if enabled else None
+
+
+def check_autocast(inputs, recorded):
+    """ChangedInputError when autocast does not do for ``inputs`` what it did while recording."""
+    state = autocast_state(device_of(inputs).type)
+    if state != recorded:
+        raise ChangedInputError(
+            f"autocast (enabled, dtype) is {state}, the recording had {recorded}: use the same for both"
+        )
 
 
 def check_finite(inputs):

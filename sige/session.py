@@ -18,6 +18,7 @@ from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
 from sige.state import folder as store
+from sige.state import travel
 from sige.state.tiers import Tiers
 
 _PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
@@ -42,6 +43,13 @@ class Session:
     Record as many forwards as the sampler has steps; an edit runs them again in the same order. Until ``commit`` the recording
     stays what it was: the next ``edit`` takes back the one before. The session works under ``no_grad``.
     """
+
+    def __new__(cls, model, *args, **kwargs):
+        if cls is Session and guards.is_unet_pipeline(model):
+            from sige.pipelines.session import PipelineSession
+
+            cls = PipelineSession
+        return super().__new__(cls)
 
     def __init__(self, model, policy="incremental", token_grid=None, memory_budget=None, state_folder=None):
         self.policy = find_policy(policy)
@@ -81,13 +89,14 @@ class Session:
         self._steps, self._journals, self._plans, self._edited, self._tiers = steps, {}, {}, [], tiers
 
     @contextlib.contextmanager
-    def edit(self, mask, changed=(), start=0, dense=()):
+    def edit(self, mask, changed=(), start=0, dense=(), resume=False):
         """Run the recorded forwards again, sparsely, on inputs that differ inside ``mask`` only.
 
         mask: bool (H, W) or (B, H, W) at the input's resolution, True where the input changed.
         changed: names of further inputs of the model that may differ from the recording.
         start: number of the recorded forward that the first one of the edit repeats; those before it stay as recorded.
         dense: numbers of recorded forwards that run as the plain model, on any input: a sampler's steps that blend seams, say.
+        resume: go on with the edit made last, by forwards that it did not run, instead of taking it back.
         Yields an :class:`~sige.effect.Effect`. An exception inside the block takes the edit back.
         """
         if not self._steps:
@@ -96,7 +105,8 @@ class Session:
             raise RecordingError(
                 f"start={start} is not among the {len(self._steps)} recorded forwards, which count from 0"
             )
-        self._take_back()
+        if not resume:
+            self._take_back()
         mask = guards.fit_mask(check_mask(mask), self._steps[0].inputs)
         empty = not bool(mask.any())
         if empty:
@@ -202,6 +212,10 @@ class Session:
         """Bytes remembered over all steps by tier: ``device`` (not on a CPU), ``host`` memory, ``disk``."""
         return self._tiers.bytes()
 
+    def travel_bytes(self, mask):
+        """Bytes that an edit of ``mask`` reads of what is remembered, over all steps, by kind: see ``sige.state.travel``."""
+        return travel.bytes_by_kind(self._steps, self._plan(guards.fit_mask(check_mask(mask), self._steps[0].inputs)))
+
     def close(self):
         """Forget everything; remove the temporary files."""
         self._tiers.close()
@@ -240,7 +254,7 @@ class Session:
         inputs, tokens = self._inputs(args, kwargs)
         guards.check_finite(inputs)
         guards.check_unchanged(inputs, memory.inputs, mask, changed)
-        self._check_autocast(memory)
+        guards.check_autocast(memory.inputs, memory.autocast)
         nothing = {kind: 0 for kind in memory.dense_macs}
         if plan is None:
             effect.add(nothing, memory.dense_macs, torch.zeros_like(active_map(memory.output, mask)), [])
@@ -311,13 +325,6 @@ class Session:
             given = [plain(forward, leaf, recorded[i] if recorded else None) for i, leaf in enumerate(leaves)]
         forward.finish()
         return leaves, given, tree
-
-    def _check_autocast(self, memory):
-        state = guards.autocast_state(guards.device_of(memory.inputs).type)
-        if state != memory.autocast:
-            raise ChangedInputError(
-                f"autocast (enabled, dtype) is {state}, the recording had {memory.autocast}: use the same for both"
-            )
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 

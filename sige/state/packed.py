@@ -16,7 +16,7 @@ def is_packed(dtype):
 
 @dataclasses.dataclass
 class Packed:
-    """A map: ``data`` (N, C) of an 8-bit dtype times ``scale``, a float32 tensor of no dimension; ``dtype`` is what it was."""
+    """A map: ``data`` (N, C) of an 8-bit dtype times ``scale``, a tensor of no dimension; ``dtype`` is what it was."""
 
     data: torch.Tensor
     scale: torch.Tensor
@@ -32,7 +32,8 @@ class Packed:
 
 def pack(rows, dtype, least=None):
     """``rows`` (N, C) as a :class:`Packed` map. least: a scale that must not be undercut."""
-    largest = rows.abs().amax().float() if rows.numel() else rows.new_zeros((), dtype=torch.float32)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    largest = rows.abs().amax().to(wide) if rows.numel() else rows.new_zeros((), dtype=wide)
     # The exponent of largest / max, rounded up: a value at the limit must stay below it.
     mantissa, exponent = torch.frexp(largest / torch.finfo(dtype).max)
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
@@ -40,11 +41,13 @@ def pack(rows, dtype, least=None):
     scale = torch.where(largest > 0, scale, torch.ones_like(scale))
     if least is not None:
         scale = torch.maximum(scale, least.to(scale.device))
-    return Packed((rows / scale.to(rows.dtype)).to(dtype), scale, rows.dtype)
+    return Packed((rows.to(wide) / scale).to(dtype), scale, rows.dtype)
 
 
 def unpack(data, scale, dtype):
     """Rows of a packed map in ``dtype``."""
+    if dtype == torch.float16:  # has no room for small scales
+        return data.to(scale.dtype).mul_(scale).to(dtype)
     return data.to(dtype).mul_(scale.to(dtype))
 
 
