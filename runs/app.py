@@ -99,7 +99,7 @@ def parts(config: DictConfig, overrides: list[str]) -> list[DictConfig]:
     user's overrides."""
     if not config.include:
         return [config]
-    mine = [override for override in overrides if not override.startswith("experiment=")]
+    mine = [override for override in overrides if not override.startswith(("experiment=", "include="))]
     included = (hydra.compose("config", [f"experiment={name}", *mine]) for name in config.include)
     return [part for one in included for part in parts(one, mine)]
 

@@ -78,6 +78,25 @@ def test_included_experiments_get_the_users_overrides(compose):
     assert {(part.model.name, part.seed) for part in found} == {("ddpm_tiny", 3)} and len(found) > 1
 
 
+def test_included_experiments_may_be_named_on_the_command_line(compose):
+    overrides = ["experiment=bench", "include=[bench/attend_64,smoke]"]
+    found = app.parts(compose(*overrides), overrides)
+    assert [(part.experiment, part.model.name) for part in found] == [("bench", "attend_64"), ("smoke", "ddpm_tiny")]
+
+
+def test_bench_measures_every_operator(compose):
+    from sige.runs.models.operators import OPERATORS
+
+    parts = app.parts(compose("experiment=bench"), ["experiment=bench"])
+    assert {part.model.get("operator") for part in parts} == {*OPERATORS, None}
+
+
+def test_bench_measures_a_model_against_the_whole_dense_ladder(compose):
+    (job, _) = jobs_of(compose("experiment=bench/models", "hardware=cpu"))
+    ladder = ["dense", "dense_channels_last", "dense_bf16", "dense_compiled", "dense_graphs"]
+    assert list(job["methods"])[:5] == ladder
+
+
 def test_the_church_model_is_the_papers(compose):
     """113.67 M parameters, counted without data."""
     import torch
