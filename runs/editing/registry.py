@@ -6,7 +6,16 @@ import importlib
 from sige.runs.editing.task import EditResult, EditTask
 from sige.runs.errors import UserError
 
-EDITORS = ("sdtp", "sdip", "sdedit", "instruct_pix2pix")
+EDITORS = (
+    "sdtp",
+    "sdip",
+    "prompt_to_prompt",
+    "sdedit",
+    "instruct_pix2pix",
+    "diffedit",
+    "plug_and_play",
+    "pix2pix_zero",
+)
 
 
 def find(name: str):
