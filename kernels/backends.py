@@ -29,6 +29,7 @@ FAMILIES = {
     "affine_rows": "normalization",
     "tile_moments": "normalization",
     "attend": "attention",
+    "compact": "compaction",
 }
 _DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton", "mps": "mps"}
 _PACKAGE = {"triton": "triton"}  # what a backend imports besides torch

@@ -28,6 +28,7 @@ _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
+_library.define("compact(Tensor mask, int capacity) -> (Tensor, Tensor)")
 
 
 def _call(operator, *args):
@@ -100,6 +101,11 @@ def _(rows, tiles, groups):
 @torch.library.register_fake("sige::attend", lib=_library)
 def _(query, key, value, mask, scale):
     return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@torch.library.register_fake("sige::compact", lib=_library)
+def _(mask, capacity):
+    return mask.new_empty(capacity, dtype=torch.int64), mask.new_empty(1, dtype=torch.int32)
 
 
 @register_flop_formula(torch.ops.sige.attend)
@@ -189,3 +195,15 @@ def attend(query, key, value, mask=None, scale=None):
     (True takes part) or added to the scores; ``scale`` 1/sqrt(d) where None. Returns (B, heads, n, e).
     """
     return _call("attend", query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else float(scale))
+
+
+def compact(mask, capacity):
+    """List of a mask's active rows, of a fixed length, so that its shape says nothing of the mask.
+
+    ``mask`` (B, H, W) bool. Returns ``rows`` (capacity,) int64, the sorted flat row numbers and then -1, and ``count`` (1,) int32, how
+    many there are. A count above ``capacity`` comes with a list of -1 alone: half an edit is never taken for a whole one. On a GPU the
+    host waits for nothing. Raises ValueError for a capacity below 1.
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity {capacity} holds no row: it must be at least 1")
+    return _call("compact", mask, capacity)

@@ -101,6 +101,13 @@ def compact_(mask, active):
     launch.run(_write, (max(blocks, triton.cdiv(capacity, _BLOCK)),), arguments)
 
 
+def compact(mask, capacity):
+    launch.on_gpu(mask)
+    active = allocate(mask, capacity)
+    compact_(mask, active)
+    return active.rows, active.count
+
+
 @triton.jit
 def _taps(
     rows, index, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr,

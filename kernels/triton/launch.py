@@ -24,8 +24,13 @@ def serve(*tensors):
             raise Declined(
                 f"its kernels know float32, float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
             )
-        if tensor.device.type == "cpu" and not INTERPRETED:
-            raise Declined("TRITON_INTERPRET=1 must be set before Triton is first imported")
+        on_gpu(tensor)
+
+
+def on_gpu(tensor):
+    """Decline a CPU tensor outside the interpreter."""
+    if tensor.device.type == "cpu" and not INTERPRETED:
+        raise Declined("TRITON_INTERPRET=1 must be set before Triton is first imported")
 
 
 def precise():

@@ -166,6 +166,7 @@ def arguments():
         "linear_rows": (rows, random(16, 8, seed=3), None),
         "affine_rows": (rows, scale, scale, torch.tensor([0, 1, 1])),
         "tile_moments": (random(12, 8), 3, 4),
+        "compact": (random(2, 5, 7) > 0, 40),
         "attend": (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 6, seed=2), None, 0.3),
     }
 
@@ -224,3 +225,9 @@ def test_linear_formula():
     with FlopCounterMode(display=False) as counter:
         torch.ops.sige.linear_rows(random(5, 8), random(12, 8), None)
     assert counter.get_total_flops() == 2 * 5 * 8 * 12
+
+
+@pytest.mark.parametrize("capacity", [0, -3])
+def test_a_list_without_places_is_refused(capacity):
+    with pytest.raises(ValueError, match=f"^capacity {capacity} holds no row: it must be at least 1$"):
+        ops.compact(torch.ones(1, 2, 2, dtype=torch.bool), capacity)

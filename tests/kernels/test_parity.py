@@ -285,3 +285,28 @@ def test_tile_moments(dtype, tiles, side, channels, groups):
         True,
         True,
     )
+
+
+@pytest.mark.parametrize("spare", [0, 1, 700], ids=["filled", "one place left", "longer than the mask"])
+def test_compact_lists_the_active_rows_and_fills_up(mask, spare):
+    active = active_rows(mask)
+    edit = torch.zeros(BATCH * HEIGHT * WIDTH, dtype=torch.bool).index_fill(0, active, True)
+    capacity = max(1, len(active) + spare)
+    rows, count = call("compact", edit.view(BATCH, HEIGHT, WIDTH), capacity)
+    listed = active.tolist() + [-1] * (capacity - len(active))
+    assert (rows.dtype, rows.tolist(), count.dtype, count.tolist()) == (torch.int64, listed, torch.int32, [len(active)])
+
+
+@pytest.mark.parametrize("short", [1, 30])
+def test_compact_lists_nothing_of_a_mask_that_does_not_fit(short):
+    active = active_rows("ragged")
+    edit = torch.zeros(BATCH * HEIGHT * WIDTH, dtype=torch.bool).index_fill(0, active, True)
+    rows, count = call("compact", edit.view(BATCH, HEIGHT, WIDTH), len(active) - short)
+    assert (set(rows.tolist()), count.tolist()) == ({-1}, [len(active)])
+
+
+def test_compact_reads_a_mask_that_is_not_contiguous():
+    edit = torch.zeros(BATCH, WIDTH, HEIGHT, dtype=torch.bool)
+    edit[1, 3, 2] = True
+    rows, _ = call("compact", edit.transpose(1, 2), 2)
+    assert rows.tolist() == [(HEIGHT + 2) * WIDTH + 3, -1]
