@@ -122,19 +122,28 @@ class StepMemory:
                 "tensors that the model returned from inside a recorded layer"
             )
 
-    def bytes_by_kind(self, seen=None):
-        """Bytes of remembered tensors by kind; storage that two entries share counts once, and none that is in ``seen``."""
+    def bytes_by(self, what, seen=None):
+        """Bytes of remembered tensors by ``kind``, or by the ``dtype`` that they are stored in.
+
+        Storage that two entries share counts once, and none that is in ``seen``.
+        """
         sizes, seen = {}, set() if seen is None else seen
+
+        def add(kind, tensor, size):
+            name = kind if what == "kind" else str(tensor.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + size
+
+        for one in self.stored.values():  # mapped files are one storage: each map counts with its own bytes
+            for tensor in one.tensors():
+                add(one.kind, tensor, tensor.nbytes)
         tensors = [(entry.kind, tensor) for entry in self.entries.values() for tensor in entry.tensors()]
-        for stored in self.stored.values():  # mapped files are one storage: each map counts with its own bytes
-            sizes[stored.kind] = sizes.get(stored.kind, 0) + stored.nbytes
         tensors += [("output", leaf) for leaf in self.output or () if isinstance(leaf, torch.Tensor)]
         tensors += [("input", leaf) for leaf in (self.inputs or {}).values() if isinstance(leaf, torch.Tensor)]
         for kind, tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in seen:
                 seen.add(storage._cdata)
-                sizes[kind] = sizes.get(kind, 0) + storage.nbytes()
+                add(kind, tensor, storage.nbytes())
         return sizes
 
 

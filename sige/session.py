@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sige import guards
 from sige.conditioning import Conditioning, Shared
 from sige.effect import Effect
-from sige.errors import ChangedInputError, RecordingError, StorageError
+from sige.errors import ChangedInputError, RecordingError
 from sige.forward import Following, Forward
 from sige.interception import Interception
 from sige.masks import check_mask
@@ -17,14 +17,13 @@ from sige.memory import StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
-from sige.state import folder as store
-from sige.state import travel
+from sige.state.remembered import Remembered
 from sige.state.tiers import Tiers
 
 _PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
 
 
-class Session:
+class Session(Remembered):
     """Incremental inference on an unmodified model.
 
     model: a torch module, or a diffusers pipeline (its U-Net or transformer is followed).
@@ -158,63 +157,6 @@ class Session:
         for journal in self._journals.values():
             journal.commit()
         self._edited = []
-
-    def state_bytes(self):
-        """Bytes remembered over all steps, by kind."""
-        total, seen = {}, set()
-        for step in self._steps:
-            for kind, size in step.bytes_by_kind(seen).items():
-                total[kind] = total.get(kind, 0) + size
-        return total
-
-    def save(self, folder, extra=None):
-        """Write the recording to a folder: every byte is on the disk before it takes the place of what was saved there before.
-
-        extra: a nest of tensors, numbers and text to keep with it; ``load`` gives it back as ``session.extra``. RecordingError
-        while an edit is neither committed nor taken back; StorageError when the disk is full, the folder then is as it was.
-        """
-        if not self._steps:
-            raise RecordingError("nothing is recorded yet: run the model once inside session.record() before saving")
-        if self._edited:
-            raise RecordingError("the last edit is neither committed nor taken back: commit() or undo() before saving")
-        for step in self._steps:
-            step.check_untouched()
-        settings = {"policy": self.policy, "token_grid": self.token_grid, "model": store.fingerprint(self.model)}
-        store.save(folder, self._steps, settings, self.extra if extra is None else extra)
-
-    @classmethod
-    def load(cls, folder, model, memory_budget=None, state_folder=None):
-        """The session that was saved in a folder, for the same model. Edits of it give the same bits as edits of the one saved.
-
-        StorageError naming the file that is missing, truncated or altered, or the model that is another one.
-        """
-        settings = store.settings_of(folder)
-        session = cls(model, settings["policy"], settings["token_grid"], memory_budget, state_folder)
-        session._reopen(folder)
-        return session
-
-    def _reopen(self, folder):
-        """Take the recording from a folder in place of this session's own."""
-        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
-        steps, settings, extra = store.load(folder, lambda tensor: tensor.to(device, copy=True))
-        if settings["model"] != store.fingerprint(self.model):
-            raise StorageError(
-                f"{folder} was recorded with the model {settings['model']}, this one is {store.fingerprint(self.model)}: load it with "
-                "the model and the weights that it was recorded with"
-            )
-        self.close()
-        for number, step in enumerate(steps):
-            self._tiers.settle(number, step, device)
-            self._steps.append(step)
-        self.extra = extra
-
-    def state_tiers(self):
-        """Bytes remembered over all steps by tier: ``device`` (not on a CPU), ``host`` memory, ``disk``."""
-        return self._tiers.bytes()
-
-    def travel_bytes(self, mask):
-        """Bytes that an edit of ``mask`` reads of what is remembered, over all steps, by kind: see ``sige.state.travel``."""
-        return travel.bytes_by_kind(self._steps, self._plan(guards.fit_mask(check_mask(mask), self._steps[0].inputs)))
 
     def close(self):
         """Forget everything; remove the temporary files."""

@@ -51,6 +51,10 @@ class Runner(abc.ABC):
         """Remembered bytes by kind."""
         return {}
 
+    def state_places(self) -> dict[str, int]:
+        """Remembered bytes by stored type, ``dtype.<name>``, and with a memory budget by tier, ``tiers.<name>``."""
+        return {}
+
     def close(self) -> None:
         """Release what is held."""
 

@@ -51,7 +51,12 @@ def check(options: dict, model: dict | None = None) -> None:
 
 
 class Incremental(Runner):
-    """A session that holds one recording; each step is an edit of it, taken back afterwards."""
+    """A session that holds one recording; each step is an edit of it, taken back afterwards.
+
+    budget: bytes that remembered maps may take on the first tier of memory, or None.
+    """
+
+    budget = None
 
     def record(self, original):
         """Record the original; ``record_ms`` is the time of that forward."""
@@ -79,13 +84,20 @@ class Incremental(Runner):
         """Bytes that the session remembers, by kind."""
         return dict(self.session.state_bytes())
 
+    def state_places(self):
+        """Bytes that the session remembers, by stored type; by tier where it has a budget."""
+        places = {f"dtype.{name}": size for name, size in sorted(self.session.state_bytes("dtype").items())}
+        if self.budget is not None:
+            places |= {f"tiers.{name}": size for name, size in self.session.state_tiers().items()}
+        return places
+
     def close(self):
         """Give the model back as it was."""
         self.session.close()
 
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
-    """A session of its own on a module of its own."""
+    """A session of its own on a module of its own. The options ``memory_budget`` (bytes) and ``state_folder`` are the session's."""
     from sige import Session
 
     runner = Incremental(
@@ -93,7 +105,12 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     )
     runner.module = zoo.module(runner.layout, runner.dtype)
     grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
+    runner.budget = options.get("memory_budget")
     runner.session = Session(
-        runner.module, policy=_policy(options, zoo.model), token_grid=tuple(grid) if grid else None
+        runner.module,
+        policy=_policy(options, zoo.model),
+        token_grid=tuple(grid) if grid else None,
+        memory_budget=runner.budget,
+        state_folder=options.get("state_folder"),
     )
     return runner

@@ -4,6 +4,7 @@ The format: 8 bytes with the header's length n, n bytes of JSON that name each t
 Written here so that nothing is copied first, that a full disk shows as such, and that a file can be mapped for writing too.
 """
 
+import ctypes
 import hashlib
 import json
 import mmap
@@ -109,3 +110,15 @@ def _tensor(whole, begin, place):
     if first == last:
         return torch.empty(place["shape"], dtype=_DTYPES[place["dtype"]])
     return whole[begin + first : begin + last].view(_DTYPES[place["dtype"]]).view(place["shape"])
+
+
+def forget_cached(path, tensors):
+    """Let the system drop what it holds of a mapped file in memory, so that the next read comes from the disk. Linux only."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    page = mmap.PAGESIZE
+    for tensor in tensors:
+        begin = tensor.data_ptr() // page * page
+        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - begin), mmap.MADV_DONTNEED)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -25,9 +25,12 @@ class Stored:
     scale: torch.Tensor | None
     dtype: torch.dtype
 
+    def tensors(self):
+        return (self.data,) if self.scale is None else (self.data, self.scale)
+
     @property
     def nbytes(self):
-        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     @property
     def working_bytes(self):

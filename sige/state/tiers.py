@@ -17,6 +17,7 @@ import torch
 
 from sige.errors import BudgetError, StorageError
 from sige.memory import Journal
+from sige.state import files
 from sige.state.delta import Delta, Working
 from sige.state.loader import Loader
 from sige.state.needs import Needs
@@ -150,7 +151,7 @@ class Tiers:
         for step, tier in zip(self._steps, self._tier):
             stored = sum(one.nbytes for one in step.stored.values())
             total[tier] += stored
-            total[self._names[0]] += sum(step.bytes_by_kind(seen).values()) - stored
+            total[self._names[0]] += sum(step.bytes_by("kind", seen).values()) - stored
         return total
 
     # -- an edit -----------------------------------------------------------------------------------------------------
@@ -222,6 +223,12 @@ class Tiers:
     def loaded(self):
         """Bytes loaded by edits."""
         return self._loader.loaded if self._loader else 0
+
+    def forget_cached(self):
+        """Let the system drop what it holds of the files in memory: the next loads come from the disk itself."""
+        for step, path in zip(self._steps, self._files):
+            if path is not None:
+                files.forget_cached(path, [tensor for one in step.stored.values() for tensor in one.tensors()])
 
     def close(self):
         """End the worker, remove the files."""
