@@ -77,10 +77,11 @@ def cases(dtype):
     yield "affine_rows", "a map for each sample", (rows, *maps, scattered(200, 400).repeat(2) % 2)
     yield "affine_rows", "one map", (rows, maps[0][:1], maps[1][:1], None)
     yield "tile_moments", "25 tiles of 4x4, 8 groups", (rows + 3, 25, 8)
-    if dtype == torch.float32:
-        edit = torch.zeros(2, 20, 10, dtype=torch.bool).flatten().index_fill(0, places, True).view(2, 20, 10)
-        yield "compact", "117 of 400 positions", (edit, 128)
-        yield "compact", "more positions than the list holds", (edit, 116)
+    tokens = [random(2, 4, count, 40, dtype=dtype, seed=seed) for seed, count in enumerate((9, 300, 300))]
+    yield "attend", "9 queries, 300 keys", (*tokens, None, 40**-0.5)
+    edit = torch.zeros(400, dtype=torch.bool).index_fill(0, places, True).view(2, 20, 10)
+    yield "compact", "117 of 400 positions", (edit, 128)
+    yield "compact", "more positions than the list holds", (edit, 116)
 
 
 def _on(device, arguments):
