@@ -36,6 +36,8 @@ class Call:
     @property
     def places(self) -> torch.Tensor:
         """Where the results lie in the whole result: positions, or of `tile_moments` tiles."""
+        if self.module.operator == "compact":  # lists in the order of rows
+            return self.rows.sort()[0]
         return self.tiles if self.module.operator == "tile_moments" else self.rows
 
 
@@ -189,6 +191,26 @@ def _expanded_scatter(target, index, rows):
     target.scatter_(0, index[:, None].expand(-1, rows.shape[1]), rows)
 
 
+def _listed(function):
+    """A way that lists the active rows of the mask of the edit's tiles; (n,) row numbers, then -1 where it gives a list of fixed
+    length."""
+
+    def way(call):
+        rows = call.rows.sort()[0]
+        mask = torch.zeros(call.shape["height"] * call.shape["width"], dtype=torch.bool, device=rows.device)
+        mask[rows] = True
+        mask = mask.view(1, call.shape["height"], call.shape["width"])
+        return lambda: function(mask, len(rows))
+
+    return way
+
+
+def _sorted_by_rank(mask, capacity):
+    """A list of fixed length without knowing how long it is: what waits for no host on a GPU."""
+    flat = mask.flatten()
+    return torch.where(flat, torch.arange(flat.numel(), device=mask.device), flat.numel()).sort()[0][:capacity]
+
+
 _CONVOLUTION = {
     "gather_matmul": _gather_matmul,
     "blocks": _blocks,
@@ -220,6 +242,11 @@ WAYS: dict[str, dict[str, Callable]] = {
         "indexing": _written(lambda target, index, rows: target.__setitem__(index, rows)),
         "index_copy": _written(lambda target, index, rows: target.index_copy_(0, index, rows)),
         "scatter": _written(_expanded_scatter),
+    },
+    "compact": {
+        "kernel": _listed(lambda mask, capacity: ops.compact(mask, capacity)[0]),
+        "nonzero": _listed(lambda mask, capacity: mask.flatten().nonzero().flatten()),
+        "sort": _listed(_sorted_by_rank),
     },
     "attend": {
         "kernel": _attend(ops.attend),

@@ -23,6 +23,7 @@ OPERATORS = (
     "affine_rows",
     "tile_moments",
     "attend",
+    "compact",
 )
 _CONVOLUTIONS = ("conv_rows", "conv_tiles", "conv_map")
 PARTS = ("sige.runs.models.operator_ways",)  # what makes the numbers besides this file
@@ -160,6 +161,8 @@ def work(model: dict, count: int, read: int, itemsize: int) -> tuple[int, int]:
     if operator == "attend":
         tokens = shape["height"] * shape["width"]
         return 2 * count * tokens * channels, 2 * (count + tokens) * channels * itemsize
+    if operator == "compact":
+        return 0, shape["height"] * shape["width"] + 8 * count
     if operator == "tile_moments":
         return 0, count * channels * itemsize + 8 * math.ceil(count / TILE**2) * shape["groups"]
     index = 8 * count if operator in ("gather_rows", "scatter_rows_") else 0
