@@ -64,6 +64,13 @@ def read_mask(name: str, folder: str | None = None) -> torch.Tensor:
     return torch.from_numpy(bits.reshape(SIDE, SIDE).astype(bool))
 
 
+def read_all(folder: str | None = None) -> torch.Tensor:
+    """Every stored mask, (n, 96, 96) bool, in the file's order."""
+    with np.load(file(names()[0], folder)) as arrays:
+        bits = np.unpackbits(arrays["masks_packed"], axis=1)
+    return torch.from_numpy(bits.reshape(-1, SIDE, SIDE).astype(bool))
+
+
 def digest(name: str, folder: str | None = None, **options) -> str:
     """Digest of the mask's bits."""
     return hashlib.sha256(read_mask(name, folder).numpy().tobytes()).hexdigest()[:12]

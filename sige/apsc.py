@@ -126,14 +126,11 @@ def tile_counts(mask, shape):
     return held.sum((1, 2)), np.einsum("brc,r,c->b", held.astype(np.int64), tall, wide)
 
 
-def fitting(shapes, height, width):
-    """Those shapes that a map (height, width) has room for; the first of all where it has room for none."""
-    return tuple(shape for shape in shapes if shape[0] <= height and shape[1] <= width) or tuple(shapes[:1])
-
-
-def costs_of(mask, objective, shapes=SHAPES):
-    """Cost of each shape for each mask (B, H, W): float64 (shapes, B). ``objective(shape, tiles, positions)`` prices one."""
-    return np.stack([np.asarray(objective(shape, *tile_counts(mask, shape)), dtype=np.float64) for shape in shapes])
+def fitting(shapes, height, width, dividing=False):
+    """Those shapes that a map (height, width) has room for, or that it divides into; the first of all where there are none."""
+    room = [shape for shape in shapes if shape[0] <= height and shape[1] <= width] or shapes[:1]
+    whole = [shape for shape in room if not (height % shape[0] or width % shape[1])]
+    return tuple(whole or room[:1]) if dividing else tuple(room)
 
 
 def choose(mask, objective, shapes=SHAPES):
@@ -147,13 +144,37 @@ def choose(mask, objective, shapes=SHAPES):
     return Choice(best, totals[best], totals)
 
 
+def layers_of(requests):
+    """The convolutions that a recording's requests name: {level (height, width) that they read: layers as of :class:`MeasuredTime`}."""
+    levels = {}
+    for kind, *what in requests:
+        if kind == "layer":
+            window, inputs, outputs, _ = what
+            sizes = levels.setdefault(window.source_size, {}).setdefault(window, {})
+            sizes[inputs, outputs] = sizes.get((inputs, outputs), 0) + 1
+    return levels
+
+
+def layers_of_model(model, policy, *arguments):
+    """:func:`layers_of` a model under an adaptive ``policy``: by one recorded forward on ``arguments``, which may be meta tensors."""
+    from sige.session import Session  # the engine's top, above this module
+
+    session = Session(model, policy)
+    with session.record():
+        session.model(*arguments)
+    (step,) = session._steps
+    return layers_of(step.requests)
+
+
 def search(mask, policy, device_type, layers=None):
     """Search the shape of a level's blocks: ``mask`` bool (B, H, W) at the level, by ``policy.block_objective``.
 
-    layers: as of :class:`MeasuredTime`; where nothing is known of them, one convolution of 320 channels stands for all.
+    layers: as of :class:`MeasuredTime`; where nothing is known of them, one convolution of 320 channels stands for all. Where tiles
+    must be convolved whole, shapes into which the map does not divide are left out.
     """
     objective = OBJECTIVES.get(policy.block_objective)
     if objective is None:
         unknown = {canonical_window(*mask.shape[1:]): {(_USUAL_CHANNELS, _USUAL_CHANNELS): 1}}
         objective = MeasuredTime(block_costs.table(device_type), layers or unknown, policy.whole_tiles)
-    return Search(objective, choose(mask, objective, policy.block_shapes()))
+    shapes = fitting(policy.block_shapes(), *mask.shape[1:], dividing=policy.whole_tiles == "always")
+    return Search(objective, choose(mask, objective, shapes))

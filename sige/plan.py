@@ -91,11 +91,7 @@ class Plan:
 
     def prepare(self, requests):
         """Build now every set and index that a recorded forward asked for, so that no step pays for it."""
-        for kind, *what in requests:
-            if kind == "layer":  # all of them are known before the first set is made
-                window, inputs, outputs, _ = what
-                sizes = self._layers.setdefault(window.source_size, {}).setdefault(window, {})
-                sizes[inputs, outputs] = sizes.get((inputs, outputs), 0) + 1
+        self._layers = apsc.layers_of(requests)  # known before the first set is made
         for kind, *what in requests:
             if kind == "layer":
                 continue
