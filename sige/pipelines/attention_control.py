@@ -82,7 +82,8 @@ class AttentionControl:
         made = [] if keep else None
         with self._listening(_Mode(samples, carry, factors, made, self.calls)):
             yield self
-        self._pending = made
+        if keep:
+            self._pending = made
 
     @contextlib.contextmanager
     def weighting(self, weights, samples=1):

@@ -16,7 +16,7 @@ import torch
 
 from sige.effect import Effect
 from sige.errors import RecordingError
-from sige.pipelines import checks, sampling
+from sige.pipelines import checks, sampling, saving
 from sige.pipelines.attention_blocks import AttentionBlocks
 from sige.pipelines.attention_control import AttentionControl
 from sige.pipelines.editing import EditRun, NothingToEdit
@@ -27,6 +27,7 @@ from sige.pipelines.vae import Autoencoder, dense_macs, take_back
 from sige.pipelines.wishes import read_edit
 from sige.prompt_masks import prompt_mask
 from sige.session import Session
+from sige.state import folder as store
 
 _TEXT = ("encoder_hidden_states", "added_cond_kwargs.text_embeds")
 
@@ -41,8 +42,8 @@ class PipelineSession(Session):
     Until ``generate`` was called, ``record()`` and ``edit(mask)`` are those of a session on the U-Net.
     """
 
-    def __init__(self, model, policy="incremental", vae_policy=None, refresh_every=None, **settings):
-        super().__init__(model, policy, **settings)
+    def __init__(self, model, policy="incremental", *tiers, vae_policy=None, refresh_every=None, **settings):
+        super().__init__(model, policy, *tiers, **settings)
         if refresh_every is not None:
             checks.count("refresh_every", refresh_every)
         self.pipe, self.refresh_every = model, refresh_every
@@ -270,6 +271,29 @@ class PipelineSession(Session):
                 self.model(**_nested(inputs))
         if self.vae.decoder is not None:
             self._picture = dataclasses.replace(self._picture, image=self.vae.refresh())
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder, extra=None):
+        """Write everything to a folder, crash-safely: see :meth:`sige.session.Session.save`. ``sige.pipelines.reopen`` reads it.
+
+        RecordingError while an edit waits for ``commit`` or ``undo``; StorageError when the disk is full.
+        """
+        if self.trajectory is None:
+            return Session.save(self, folder, extra)
+        if self._pending is not None:
+            raise RecordingError("the last edit is neither committed nor taken back: commit() or undo() before saving")
+        store.save(folder, *saving.pack(self, self.extra if extra is None else extra))
+        return None
+
+    def _reopen(self, folder):
+        device = next(self.model.parameters()).device
+        steps, extra = self._open(folder, device)
+        if not isinstance(extra, dict) or "pipeline" not in extra:
+            return Session._reopen(self, folder)
+        self.close()
+        saving.unpack(self, folder, steps, extra, device)
+        return None
 
     def close(self):
         """Forget everything."""
