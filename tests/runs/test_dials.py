@@ -33,6 +33,12 @@ def test_another_policy_is_untouched():
     assert policy_of({"policy": "incremental"}) == POLICIES["incremental"]
 
 
+def test_lists_in_lists_become_the_pairs_of_a_policy():
+    dials = {"block": [[2, 8], 4], "geometry": "tile", "block_choices": [[2, 2], [4, 8]]}
+    policy = policy_of({"dials": dials})
+    assert (policy.block, policy.block_choices) == (((2, 8), 4), ((2, 2), (4, 8)))
+
+
 def test_dials_are_part_of_the_runs_identity():
     texts = set()
     for dials in (None, {"sige": {"dilation": 2}}, {"sige": {"dilation": 3}}):

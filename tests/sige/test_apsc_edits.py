@@ -189,3 +189,45 @@ def test_whole_tiles_leave_out_shapes_into_which_the_map_does_not_divide(costs):
     policy = dataclasses.replace(ADAPTIVE, whole_tiles="always", block_objective="gathered")
     search = edited(policy, mask, side=24)[3]._searches[24, 24]
     assert set(search.choice.costs) == {shape for shape in SHAPES if max(shape) <= 8}
+
+
+@pytest.mark.parametrize("whole", ["faster", "always", "never"])
+@pytest.mark.parametrize("kv", ["reprojected", "remembered"])
+def test_a_stock_unet_under_a_full_mask_equals_the_dense_one(unet, small, images, run, relative, whole, kv):
+    policy = small("fisedit", block="adaptive", whole_tiles=whole, norm="incremental", kv=kv, dense_modules=())
+    session, (original, edited_image, _) = sige.Session(unet, policy), images
+    with session.record():
+        run(session, original)
+    with session.edit(torch.ones(64, 64, dtype=torch.bool)) as effect:
+        after = run(session, edited_image)
+    with torch.no_grad():
+        dense = unet(edited_image, 500).sample
+    assert (relative(after, dense) < 1e-4, effect.fallbacks) == (True, [])
+
+
+@pytest.mark.parametrize("name", ["fisedit", "fisedit_radical"])
+def test_fisedits_settings_with_adaptive_blocks_leave_the_rest_alone(unet, small, images, run, name):
+    session, (original, edited_image, mask) = sige.Session(unet, small(name, block="adaptive", merge_rate=0.9)), images
+    with session.record():
+        before = run(session, original)
+    with session.edit(mask) as effect:
+        after = run(session, edited_image)
+    outside = ~effect.active[:, None].expand_as(before)
+    same = torch.equal(after[outside], before[outside])
+    assert (same, bool(outside.any()), effect.macs < effect.dense_macs) == (True, True, True)
+
+
+def test_a_recording_from_disk_searches_alike(costs, tmp_path):
+    costs(table(tile_seconds=lambda h, w: 1e-9 if h == 8 else 1.0))
+    model, x, mask = Levels().eval(), torch.randn(1, 8, 32, 32), blot(32, 32)
+    policy = dataclasses.replace(ADAPTIVE, block_choices=((2, 2), (8, 4), (8, 8)))
+    session, results = sige.Session(model, policy), []
+    with session.record():
+        model(x)
+    session.save(tmp_path / "saved")
+    for used in (session, sige.Session.load(tmp_path / "saved", model)):
+        with used.edit(mask):
+            results.append(model(torch.where(mask[:, None], x + 1, x)))
+        results.append(list(used._plans.values())[0].blocks)
+        used.undo()
+    assert (torch.equal(results[0], results[2]), results[1]) == (True, results[3])
