@@ -1,0 +1,262 @@
+"""Edits by prompt alone: the mask found in the first steps, dense steps at either end, attention control, weights; what commit makes of it."""
+
+import pytest
+import torch
+
+from sige.errors import ChangedInputError, MaskError, PromptError, RecordingError
+from sige.pipelines import mask_search
+from sige.pipelines.editing import recorded_input
+
+STEPS = 5
+OLD, NEW, THIRD = "a dog on a sofa", "a cat on a sofa", "a cat on a red sofa"
+
+
+@pytest.fixture
+def generated(make_session):
+    """``generated(**settings)``: a session with the picture of the old prompt."""
+
+    def make(scheduler=None, **settings):
+        session = make_session(scheduler=scheduler)
+        session.generate(OLD, seed=3, steps=STEPS, **settings)
+        return session
+
+    return make
+
+
+def kinds(edited):
+    return "".join(kind[0] for _, kind, _, _ in edited.steps)
+
+
+def test_mask_is_the_one_that_the_search_finds(generated):
+    session = generated()
+    edited = session.edit(NEW, mask_steps=(1, 2))
+    found = mask_search.search(session.pipe, OLD, NEW, seed=3, steps=STEPS, mask_steps=(1, 2))
+    assert edited.mask_source == "prompt" and 0 < edited.mask.float().mean() < 0.6
+    assert torch.equal(edited.mask, found[False].mask)
+
+
+def test_mask_under_attention_control_is_the_one_that_the_search_finds(generated):
+    session = generated(attention_control=2)
+    edited = session.edit(NEW, mask_steps=(1, 2), attention_control=True)
+    found = mask_search.search(session.pipe, OLD, NEW, seed=3, steps=STEPS, mask_steps=(1, 2))
+    assert torch.equal(edited.mask, found[True].mask)
+    assert not torch.equal(edited.mask, found[False].mask)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        pytest.param({}, "dssss", id="a-fifth-by-default"),
+        pytest.param({"mask_steps": (1, 2)}, "ddsss", id="mask-steps"),
+        pytest.param({"mask_steps": (1, 2), "dense_first": 3, "dense_last": 1}, "dddsd", id="both-ends"),
+        pytest.param({"dense_last": 4}, "ddddd", id="nothing-sparse"),
+        pytest.param({"mask_steps": (1, 5)}, "ddddd", id="all-for-the-mask"),
+    ],
+)
+def test_schedule_of_dense_and_sparse_steps(generated, settings, expected):
+    session = generated()
+    assert kinds(session.edit(NEW, **settings)) == expected
+    session.commit()
+    assert session.recorded_steps == STEPS
+
+
+def test_user_mask_overrides_the_found_one(generated, where):
+    session = generated()
+    edited = session.edit(NEW, mask=where, dense_first=2)
+    assert edited.mask_source == "user" and kinds(edited) == "ddsss" and torch.equal(edited.mask[0], where)
+
+
+def test_full_mask_behind_dense_steps_is_the_dense_pipeline(generated, dense, distance):
+    session = generated(scheduler="DPMSolverMultistepScheduler")
+    edited = session.edit(NEW, mask=torch.ones(16, 16, dtype=torch.bool), dense_first=2, dense_last=1)
+    assert distance(edited.image, dense(session.pipe, NEW, seed=3, num_inference_steps=STEPS)) < 1e-3
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_outside_the_found_mask_latents_are_the_recording(generated, scheduler):
+    session = generated(scheduler=scheduler)
+    recorded = session.trajectory.copy()
+    edited = session.edit(NEW, mask_steps=(1, 2))
+    session.commit()
+    outside = ~edited.mask[:, None].expand_as(edited.latents)
+    for now, was in zip(session.trajectory.latents, recorded.latents, strict=True):
+        assert torch.equal(now[outside], was[outside])
+
+
+def test_dense_last_steps_change_the_whole_picture(generated, where):
+    session = generated()
+    picture = session.original
+    edited = session.edit(NEW, mask=where, dense_last=1)
+    assert not torch.equal(edited.latents[:, :, ~where], picture.latents[:, :, ~where])
+
+
+def test_commit_makes_every_step_one_of_the_new_prompt(generated):
+    session = generated()
+    edited = session.edit(NEW, mask_steps=(1, 2))
+    session.commit()
+    texts = [recorded_input(session, number, "encoder_hidden_states") for number in range(STEPS)]
+    assert all(torch.equal(text, texts[0]) for text in texts)
+    for number in range(1, STEPS):  # what a step was called with is what the one before it gave
+        sample = recorded_input(session, number)
+        assert torch.equal(sample, session.trajectory.latents[number - 1].repeat(2, 1, 1, 1))
+    assert edited.latents is not None
+
+
+def test_committed_steps_are_those_of_a_dense_run_where_the_mask_is_full(generated, distance):
+    session = generated()
+    session.edit(NEW, mask=torch.ones(16, 16, dtype=torch.bool), dense_first=2)
+    session.commit()
+    other = generated()
+    other.generate(NEW, seed=3, steps=STEPS)
+    for mine, whole in zip(session._steps, other._steps, strict=True):
+        assert distance(mine.output[0], whole.output[0]) < 1e-3
+
+
+def test_failed_commit_takes_the_edit_back(generated, where, monkeypatch):
+    session = generated()
+    picture, alone = session.original, session.edit(NEW, mask=where, dense_first=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.vae, "commit", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.commit()
+    assert session.original is picture
+    with pytest.raises(RecordingError, match="there is no edit to commit"):
+        session.commit()
+    del alone
+
+
+def test_failed_edit_leaves_the_recording(generated, where, monkeypatch):
+    session = generated()
+    expected = session.edit(NEW, mask=where).image
+    with monkeypatch.context() as patch:
+        patch.setattr(session.pipe.vae, "decode", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.edit(THIRD, mask=where)
+    assert torch.equal(session.edit(NEW, mask=where).image, expected)
+
+
+def test_prompt_that_does_not_change(generated):
+    session = generated()
+    with pytest.warns(UserWarning, match="neither prompt nor picture changed: the recorded picture is returned"):
+        edited = session.edit(OLD)
+    assert torch.equal(edited.image, session.original.image) and edited.calls == 0
+
+
+def test_mask_that_is_found_empty(generated, monkeypatch):
+    session = generated()
+    monkeypatch.setattr(
+        "sige.pipelines.session.prompt_mask", lambda new, old, steps: torch.zeros(1, 16, 16, dtype=torch.bool)
+    )
+    with pytest.warns(UserWarning, match="moves nothing that a mask could hold"):
+        edited = session.edit(NEW, mask_steps=(1, 2))
+    assert torch.equal(edited.image, session.original.image) and edited.calls == 2 and kinds(edited) == "dd"
+    session.commit()
+    assert session.request.prompts == [OLD]
+
+
+def test_prompts_that_share_no_word_are_an_edit_like_any_other(generated, where):
+    edited = generated().edit("two birds", mask=where)
+    assert edited.change[0].kind == "unrelated" and edited.calls == STEPS
+
+
+def test_prompt_longer_than_the_encoder_reads(generated, where):
+    edited = generated().edit("a cat on a sofa " + "very " * 100, mask=where)
+    assert edited.change[0].truncated and edited.calls == STEPS
+
+
+def test_prompts_that_differ_in_what_is_not_read(make_session):
+    session = make_session()
+    long = "a dog on a sofa " + "very " * 100
+    session.generate(long, steps=2)
+    with pytest.raises(PromptError, match="differ only after token 75"):
+        session.edit(long + "big")
+
+
+def test_words_are_weighted_and_stay_weighted(generated, where, elsewhere):
+    session = generated()
+    picture = session.original
+    edited = session.edit(prompt_weights={"dog": 3.0}, mask=where)
+    assert not torch.equal(edited.latents, picture.latents)
+    session.commit()
+    with pytest.warns(UserWarning, match="neither prompt nor picture changed"):
+        session.edit(OLD, mask=where)
+    assert session.edit(NEW, mask=elsewhere, prompt_weights={"cat": 3.0}).calls == STEPS
+
+
+def test_weights_of_full_mask_edit_are_those_of_a_weighted_recording(generated, distance):
+    session = generated()
+    edited = session.edit(prompt_weights={"dog": 3.0}, mask=torch.ones(16, 16, dtype=torch.bool))
+    expected = generated(prompt_weights={"dog": 3.0}).original
+    assert distance(edited.image, expected.image) < 1e-3
+
+
+def test_attention_control_changes_a_sparse_edit(generated, where, distance):
+    session = generated(attention_control=STEPS)
+    free = session.edit(NEW, mask=where).image
+    held = session.edit(NEW, mask=where, attention_control=True).image
+    assert distance(held, free) > 1e-4
+
+
+def test_attention_is_kept_for_the_edit_after(generated):
+    session = generated(attention_control=2)
+    session.edit(NEW, mask_steps=(1, 2), attention_control=True)
+    session.commit()
+    assert session._control_prompts == [NEW]
+    assert session.edit(THIRD, mask_steps=(1, 2), attention_control=True).calls == STEPS
+
+
+def test_attention_control_without_maps(generated):
+    with pytest.raises(RecordingError, match="no attention is remembered to hold"):
+        generated().edit(NEW, attention_control=True)
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        pytest.param({"steps": 7}, ChangedInputError, "the edit asks for 7 steps, the recording has 5", id="steps"),
+        pytest.param(
+            {"mask_steps": (1, 9)}, MaskError, r"the mask's steps are \(1, 9\): give .* t2 <= 5", id="mask-steps"
+        ),
+        pytest.param(
+            {"mask_steps": (1, 3), "dense_first": 2}, MaskError, "dense_first=2 ends before step 3", id="dense-first"
+        ),
+        pytest.param(
+            {"dense_last": 5},
+            RecordingError,
+            "dense_first=1 and dense_last=5 are more than the 5 steps",
+            id="too-dense",
+        ),
+        pytest.param(
+            {"dense_last": -1}, RecordingError, "dense_last=-1: give a whole number of at least 0", id="negative"
+        ),
+        pytest.param({"strength": 0.5}, ChangedInputError, "strength=0.5 without an image", id="strength"),
+        pytest.param({"prompt": [NEW, NEW]}, PromptError, "2 prompts for 1 pictures", id="batch"),
+        pytest.param({"prompt": 5}, PromptError, "prompts: 5 is int", id="type"),
+        pytest.param({"prompt": None}, MaskError, "nothing to edit: give a prompt, an image or both", id="nothing"),
+        pytest.param(
+            {"prompt_weights": {"bird": 2.0}}, PromptError, "'bird' has a weight but is not among", id="weights"
+        ),
+    ],
+)
+def test_edit_that_cannot_be(generated, where, settings, error, message):
+    session = generated()
+    picture = session.original
+    with pytest.raises(error, match=message):
+        session.edit(**{"prompt": NEW, **settings})
+    assert session.original is picture and session.edit(NEW, mask=where).calls == STEPS
+
+
+def test_scheduler_of_another_kind(generated, make_pipe, where):
+    session = generated()
+    session.pipe.scheduler = make_pipe(scheduler="EulerDiscreteScheduler").scheduler
+    with pytest.raises(
+        ChangedInputError, match="scheduler is a EulerDiscreteScheduler, the picture was generated with DDIMScheduler"
+    ):
+        session.edit(NEW, mask=where)
+
+
+def test_scheduler_of_other_settings(generated, make_pipe, where):
+    session = generated()
+    session.pipe.scheduler = make_pipe(scheduler="DDIMScheduler", timestep_spacing="trailing").scheduler
+    with pytest.raises(ChangedInputError, match="has other settings than the DDIMScheduler"):
+        session.edit(NEW, mask=where)
