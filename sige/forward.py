@@ -93,12 +93,7 @@ class Forward:
         """
         rows = self._own(rows.flatten(1) if rows.dim() != 2 else rows)
         if self.recording:
-            full, dtype = rows.contiguous(), self.policy.state_dtype
-            if dtype is not None and is_packed(dtype) and full.is_floating_point():
-                self.memory.remember(key, kind, pack(full, dtype))
-            else:
-                full = full.to(dtype) if dtype is not None and full.is_floating_point() else full
-                self.memory.remember(key, kind, full)
+            full = self._remember(key, kind, rows.contiguous())
             self._made[id(full)] = (weakref.ref(full), key)
             self.memory.reads[key] = []
             self.memory.writes[key] = (active.height, active.width, active.kind)
@@ -111,6 +106,31 @@ class Forward:
             self.journal.overwrite(entry, active.positions)
             ops.scatter_rows_(entry.value, active.positions, rows)
         return entry.value
+
+    def _remember(self, key, kind, full):
+        """Remember a map (N, C) in the policy's ``state_dtype``; returns it as it is used from here on."""
+        dtype = self.policy.state_dtype
+        if dtype is not None and full.is_floating_point():
+            if is_packed(dtype):
+                self.memory.remember(key, kind, pack(full, dtype))
+                return full
+            full = full.to(dtype)
+        return self.memory.remember(key, kind, full).value
+
+    def mix_map(self, key, kind, active, rows, rate):
+        """Remember a map like :meth:`keep_map`, its new rows (n, C) mixed with the remembered ones: rate * new + (1 - rate) * old.
+
+        Returns the rows, mixed. While recording there is nothing to mix with.
+        """
+        if self.recording:
+            self._remember(key, kind, rows.clone())
+            self.memory.reads[key] = [("set", active.height, active.width, active.kind)]
+            return rows
+        entry = self.memory.recall(key)
+        old = self.journal.rows(entry, entry.value, active.positions)
+        rows = torch.lerp(old.to(rows.dtype), rows, rate)
+        ops.scatter_rows_(entry.value, active.positions, rows)
+        return rows
 
     def reads(self, source, *what):
         """Note that rows of the remembered map ``source`` are read: ``what`` says which, see ``sige.state.needs``."""

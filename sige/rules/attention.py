@@ -85,16 +85,10 @@ def _rows(forward, query, key, value, scale, mask=None):
 
 def _merged(forward, active, rows):
     """Attention's output mixed with the recorded one by the policy's ``merge_rate``, which the mixture then replaces."""
-    key, flat = forward.key("merge"), rows.flatten(1)
-    if not forward.recording:
-        recorded = forward.recall(key)
-        flat = torch.lerp(ops.gather_rows(recorded, active.positions), flat, forward.policy.merge_rate)
-        whole = recorded.clone()
-        ops.scatter_rows_(whole, active.positions, flat)
-        forward.keep_value(key, "attention_output", whole)
-        return flat.view_as(rows)
-    forward.keep_value(key, "attention_output", flat.clone())
-    return rows
+    mixed = forward.mix_map(
+        forward.key("merge"), "attention_output", active, rows.flatten(1), forward.policy.merge_rate
+    )
+    return mixed.view_as(rows)
 
 
 def _whole(forward, key, x):

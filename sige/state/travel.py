@@ -2,7 +2,7 @@
 
     ring    rows of maps, convolutions' inputs above all, that lie under an active window and are not computed themselves
     kv      keys and values (or the tokens that they are projected from), whole
-    sums    sums of the normalisations' active tiles
+    sums    sums of the normalisations' active tiles; recorded attention at active positions, where new is mixed with it
     exit    maps that the model leaves sparsity by, for a level that runs dense or an operator without a rule, whole
 
 Works on the meta device too: the mask alone has values. Bytes are those of the stored dtype; a packed map's scale is not counted.
@@ -12,7 +12,14 @@ from sige.state.needs import Needs
 from sige.state.stored import stored_from
 
 KINDS = ("ring", "kv", "sums", "exit")
-_OF = {"kv": "kv", "kv_tokens": "kv", "norm_sums": "sums", "exit": "exit", "fallback": "exit"}
+_OF = {
+    "kv": "kv",
+    "kv_tokens": "kv",
+    "norm_sums": "sums",
+    "attention_output": "sums",
+    "exit": "exit",
+    "fallback": "exit",
+}
 
 
 def bytes_by_kind(steps, plan):

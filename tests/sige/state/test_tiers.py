@@ -79,6 +79,8 @@ def test_edits_are_the_same_bits_with_any_budget(tiered, recorded, edit, poisone
         pytest.param("incremental", {"state_dtype": torch.bfloat16}, id="bfloat16"),
         pytest.param("incremental", {"state_dtype": torch.float8_e4m3fn}, id="float8"),
         pytest.param("incremental", {"kv": "reprojected"}, id="reprojected"),
+        pytest.param("incremental", {"merge_rate": 0.5}, id="merged"),
+        pytest.param("incremental", {"merge_rate": 0.5, "state_dtype": torch.float8_e4m3fn}, id="merged-float8"),
         pytest.param("sige", {}, id="sige"),
         pytest.param("sige_public", {}, id="sige_public"),
         pytest.param("pixel", {}, id="pixel"),
