@@ -6,7 +6,7 @@ import torch
 
 from sige.errors import MaskError, PromptError
 from sige.pipelines import fitting, sampling
-from sige.pipelines.prompts import compare
+from sige.pipelines.prompts import compare, token_weights
 
 
 @dataclasses.dataclass
@@ -36,7 +36,9 @@ def read_edit(session, prompt, mask, image, strength, prompt_weights):
     if all(value is None for value in (prompt, mask, image, prompt_weights)):
         raise MaskError("nothing to edit: give a prompt, an image or both, and a mask if you like")
     prompts = old.prompts if prompt is None else sampling.as_list("prompts", prompt, batch, str)
-    weights = old.weights if prompt_weights is None else sampling.read_weights(prompt_weights, batch)
+    weights = _inherited(session.pipe, old, prompts)
+    if prompt_weights is not None:
+        weights = sampling.read_weights(prompt_weights, batch)
     changes, same = _compare(session.pipe, old, prompts, weights)
     kept = dataclasses.replace(old, prompts=prompts, weights=weights)
     where, pixels, source = None, None, "prompt"
@@ -77,6 +79,21 @@ def _compare(pipe, old, prompts, weights):
         changes.append(change)
         same.append(change.kind in ("same", "reweight") and (had or None) == (has or None))
     return changes, same
+
+
+def _inherited(pipe, old, prompts):
+    """The recording's weights, of the words that are still in the prompts."""
+    if not old.weights:
+        return old.weights
+
+    def there(prompt, phrase, factor):
+        try:
+            return bool(token_weights(pipe.tokenizer, prompt, {phrase: factor}))
+        except PromptError:
+            return False
+
+    pairs = zip(prompts, old.weights, strict=True)
+    return [{word: x for word, x in (had or {}).items() if there(prompt, word, x)} or None for prompt, had in pairs]
 
 
 def _composite(session, image, pixels):

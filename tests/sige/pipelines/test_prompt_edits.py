@@ -1,4 +1,4 @@
-"""Edits by prompt alone: the mask found in the first steps, dense steps at either end, attention control, weights; what commit makes of it."""
+"""Edits by prompt: the mask found in the first steps, dense steps at either end, attention control, weights; what commit makes."""
 
 import pytest
 import torch
