@@ -34,7 +34,7 @@ _library.define("compact(Tensor mask, int capacity) -> (Tensor, Tensor)")
 def _call(operator, *args):
     """Run an operator: through PyTorch's dispatcher when anyone listens there (a counter, fake tensors, a compiler), else straight
     to the backend, which saves some 10 microseconds a call."""
-    if _listening() or torch.compiler.is_compiling() or args[0].is_meta:
+    if torch.compiler.is_compiling() or args[0].is_meta or _listening():  # a compiler cannot trace the last one
         return getattr(torch.ops.sige, operator)(*args)
     return backends.implementation(operator, args[0].device.type)(*args)
 
@@ -46,9 +46,14 @@ def _run(operator):
     return call
 
 
+def _attend_as_announced(*args):
+    """Attention, laid out token after token: PyTorch's kernels choose a layout by the lengths, a compiler must know it beforehand."""
+    return _run("attend")(*args).transpose(1, 2).contiguous().transpose(1, 2)
+
+
 for _operator in backends.FAMILIES:
     for _key in ("CPU", "CUDA", "MPS"):
-        _library.impl(_operator, _run(_operator), _key)
+        _library.impl(_operator, _attend_as_announced if _operator == "attend" else _run(_operator), _key)
 
 
 @torch.library.register_fake("sige::gather_rows", lib=_library)
@@ -100,7 +105,8 @@ def _(rows, tiles, groups):
 
 @torch.library.register_fake("sige::attend", lib=_library)
 def _(query, key, value, mask, scale):
-    return query.new_empty(*query.shape[:-1], value.shape[-1])
+    batch, heads, count, _ = query.shape
+    return query.new_empty(batch, count, heads, value.shape[-1]).transpose(1, 2)
 
 
 @torch.library.register_fake("sige::compact", lib=_library)
