@@ -24,12 +24,13 @@ OPTIONS = {
     "mask_strength": 0.5,  # how far the latents are noised for the mask, as a share of the steps
     "outliers": 3.0,  # differences are cut at this multiple of their mean
     "threshold": 0.5,  # of the remaining range
+    "given_mask": False,  # take the task's mask in place of one of its own: no call is made for the mask then
 }
 
 
 @torch.no_grad()
 def edit(pipe, task: EditTask) -> EditResult:
-    """The edit by a mask of its own, or by task.mask where one is given: no call is made for the mask then."""
+    """The edit inside a mask of its own, or with ``given_mask`` inside that of the task."""
     pictures.check(pipe, KIND, "diffedit")
     chosen = pictures.settings(task, OPTIONS, "diffedit")
     forwards, backwards = inversion.schedulers(pipe, task.steps)
@@ -38,8 +39,9 @@ def edit(pipe, task: EditTask) -> EditResult:
         before = pictures.original(pipe, task, meter)
         clean = pictures.encoded(pipe, before)
         old, new, empty = pictures.texts(pipe, task.prompt, task.new_prompt, "").split(1)
-        mask = task.mask
-        if mask is None:
+        if chosen["given_mask"]:
+            mask = pictures.given_mask(task, pipe, "diffedit")
+        else:
             with meter.part("mask"):
                 mask = find_mask(pipe, task, clean, torch.cat([old, new]), forwards, chosen)
         mask = mask.to(clean.device)

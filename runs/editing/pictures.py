@@ -68,6 +68,18 @@ def given(task: EditTask, method: str) -> torch.Tensor:
     return task.image
 
 
+def given_mask(task: EditTask, pipe, method: str) -> torch.Tensor:
+    """The task's mask, for methods that change a given region; UserError where it is missing or of another size."""
+    expected = (task.height // pipe.vae_scale_factor, task.width // pipe.vae_scale_factor)
+    if task.mask is None:
+        raise UserError(f"{method} fills a mask and finds none; give task.mask, such as FISEdit's of the same edit.")
+    if tuple(task.mask.shape) != expected:
+        raise UserError(
+            f"the mask of {method} has shape {tuple(task.mask.shape)}; give {expected}, the latents' resolution."
+        )
+    return task.mask
+
+
 def result(meter: Meter, before: torch.Tensor, after: torch.Tensor, mask=None, latents=None) -> EditResult:
     """What a method returns; pictures on the CPU in float32."""
     before, after = (picture.detach().float().cpu() for picture in (before, after))

@@ -92,6 +92,10 @@ class _Injection:
         finally:
             hook.remove()
 
+    def signature(self):
+        """What the next call's cost depends on, for counting."""
+        return self.call < self.feature_calls
+
     def _begin(self, call):
         self.call = call
 

@@ -15,6 +15,7 @@ EDITORS = (
     "diffedit",
     "plug_and_play",
     "pix2pix_zero",
+    "fisedit",
 )
 
 

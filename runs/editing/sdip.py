@@ -7,7 +7,6 @@ and was trained for it.
 from sige.runs.editing import pictures
 from sige.runs.editing.meter import Meter
 from sige.runs.editing.task import EditResult, EditTask
-from sige.runs.errors import UserError
 
 KIND = "inpaint"
 OPTIONS = {}
@@ -18,7 +17,7 @@ def edit(pipe, task: EditTask) -> EditResult:
     pictures.check(pipe, KIND, "sdip")
     pictures.settings(task, OPTIONS, "sdip")
     before = pictures.given(task, "sdip")
-    hole = as_picture(task, pipe)
+    hole = _as_picture(pictures.given_mask(task, pipe, "sdip"), pipe.vae_scale_factor)
     with Meter(pipe) as meter, meter.part("edit"):
         after = pipe(
             task.new_prompt,
@@ -31,14 +30,6 @@ def edit(pipe, task: EditTask) -> EditResult:
     return pictures.result(meter, before, after, task.mask)
 
 
-def as_picture(task: EditTask, pipe):
-    """The mask at the picture's resolution, float (1, 1, H, W); UserError where it is missing or of another size."""
-    reduction = pipe.vae_scale_factor
-    expected = (task.height // reduction, task.width // reduction)
-    if task.mask is None:
-        raise UserError("sdip fills a mask and finds none; give task.mask, such as FISEdit's mask of the same edit.")
-    if tuple(task.mask.shape) != expected:
-        raise UserError(
-            f"the mask of sdip has shape {tuple(task.mask.shape)}; give {expected}, the latents' resolution."
-        )
-    return task.mask.float().repeat_interleave(reduction, 0).repeat_interleave(reduction, 1)[None, None]
+def _as_picture(mask, reduction):
+    """A mask of latents at the picture's resolution, float (1, 1, H, W)."""
+    return mask.float().repeat_interleave(reduction, 0).repeat_interleave(reduction, 1)[None, None]

@@ -66,6 +66,7 @@ class EditResult:
     original, image: (3, H, W) in [0, 1].   mask: bool (h, w) of latents that were free to change, None where all were.
     calls_by_part: U-Net calls of each part of the run, in order.   seconds: of each part.
     latents: (1, C, h, w) that the edited picture was decoded from, None where the method does not show them.
+    details: a method's own account, such as that of FISEdit's session; None for others.
     """
 
     original: torch.Tensor
@@ -74,6 +75,7 @@ class EditResult:
     calls_by_part: dict[str, list[Call]]
     seconds: dict[str, float]
     latents: torch.Tensor | None = None
+    details: Any = None
 
     @property
     def calls(self) -> list[Call]:

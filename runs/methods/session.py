@@ -21,7 +21,7 @@ def _tuples(value):
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _policy(options: dict, model: dict):
+def resolved_policy(options: dict, model: dict):
     """The named policy with the dials of the model and of the method put in."""
     from sige import policy
 
@@ -45,7 +45,7 @@ def check(options: dict, model: dict | None = None) -> None:
 
     dense.check(options)
     try:
-        _policy(options, model or {})
+        resolved_policy(options, model or {})
     except SigeError as error:
         raise UserError(str(error)) from error
 
@@ -108,7 +108,7 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     runner.budget = options.get("memory_budget")
     runner.session = Session(
         runner.module,
-        policy=_policy(options, zoo.model),
+        policy=resolved_policy(options, zoo.model),
         token_grid=tuple(grid) if grid else None,
         memory_budget=runner.budget,
         state_folder=options.get("state_folder"),

@@ -54,8 +54,8 @@ def _with_text(seed, size, kind):
 
     tokenizer = small_tokenizer.make()
     parts = {
-        "vae": _autoencoder(seed, size),
-        "text_encoder": _text_encoder(seed, tokenizer),
+        "vae": autoencoder(seed, size),
+        "text_encoder": text_encoder(seed, tokenizer),
         "tokenizer": tokenizer,
         "unet": _unet(seed, size // REDUCTION, KINDS[kind]),
         "scheduler": _scheduler("DDIMScheduler"),
@@ -129,14 +129,15 @@ def _pixel_unet(seed, size):
     return model.eval().requires_grad_(False)
 
 
-def _text_encoder(seed, tokenizer):
+def text_encoder(seed, tokenizer, width=_TEXT_WIDTH):
+    """A CLIP text encoder of two layers that gives (B, tokens, width)."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed + 1)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=_TEXT_WIDTH,
-        intermediate_size=2 * _TEXT_WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=small_tokenizer.LENGTH,
@@ -147,20 +148,21 @@ def _text_encoder(seed, tokenizer):
     return CLIPTextModel(config).eval().requires_grad_(False)
 
 
-def _autoencoder(seed, size):
+def autoencoder(seed, size, channels=(32, 64, 64)):
+    """An autoencoder with a level for each of ``channels``, which halves the picture's sides between them."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed + 2)
     model = AutoencoderKL(
         sample_size=size,
-        block_out_channels=(32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         latent_channels=4,
-        norm_num_groups=16,
+        norm_num_groups=channels[0] // 2,
         scaling_factor=_SCALING,
     )
-    side = size // REDUCTION
+    side = size >> len(channels) - 1
     _normalise(
         model.quant_conv, lambda: model.encode(torch.rand(1, 3, size, size) * 2 - 1).latent_dist.mean, 1 / _SCALING
     )

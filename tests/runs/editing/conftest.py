@@ -34,6 +34,13 @@ def half():
 
 
 @pytest.fixture
+def spot():
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[4:6, 4:6] = True
+    return mask
+
+
+@pytest.fixture
 def stock():
     """The stock pipeline's picture of a prompt, (3, H, W)."""
 

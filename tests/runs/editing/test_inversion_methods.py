@@ -9,6 +9,7 @@ from sige.runs.editing.task import Call
 from sige.runs.errors import UserError
 
 ONE, TWO, THREE = (Call(batch, 16, 16) for batch in (1, 2, 3))
+GIVEN = {"given_mask": True}
 METHODS = ("diffedit", "plug_and_play", "pix2pix_zero")
 
 
@@ -98,14 +99,20 @@ def test_calls(pipe, make_task, picture, method, parts):
 
 
 def test_latents_outside_the_mask_stay(pipe, make_task, picture, clean, half):
-    result = registry.edit("diffedit", pipe, make_task(image=picture, mask=half))
+    result = registry.edit("diffedit", pipe, make_task(image=picture, mask=half, options=GIVEN))
     assert torch.equal(result.latents[:, :, ~half], clean[:, :, ~half])
     assert not torch.isclose(result.latents[:, :, half], clean[:, :, half]).any()
 
 
 def test_a_given_mask_needs_no_calls(pipe, make_task, picture, half):
-    result = registry.edit("diffedit", pipe, make_task(image=picture, mask=half))
+    result = registry.edit("diffedit", pipe, make_task(image=picture, mask=half, options=GIVEN))
     assert torch.equal(result.mask, half) and "mask" not in result.calls_by_part
+
+
+def test_unless_told_the_mask_is_its_own(pipe, make_task, picture, half):
+    task = make_task(image=picture, mask=half)
+    own = registry.edit("diffedit", pipe, make_task(image=picture))
+    assert torch.equal(registry.edit("diffedit", pipe, task).mask, own.mask)
 
 
 def test_the_mask_is_where_estimates_differ(pipe, make_task, picture, monkeypatch):
