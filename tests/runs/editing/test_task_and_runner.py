@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+import sige.paths
 from sige.runs.editing import registry, runner
 from sige.runs.errors import JobFailure, UserError
 
@@ -68,3 +70,29 @@ def test_configurations_that_cannot_be_used(options, message):
 def test_one_step_is_no_place_for_an_editor():
     with pytest.raises(JobFailure, match="sdtp edits whole pictures by running a pipeline"):
         runner.build("sdtp", {"editor": "sdtp"}, None, {})
+
+
+def editor_methods():
+    """The methods of conf/method/ that edit whole pictures, by name."""
+    found = {}
+    for path in sorted((sige.paths.conf_dir() / "method").glob("*.yaml")):
+        for name, options in OmegaConf.to_container(OmegaConf.load(path)).items():
+            if options["runner"] == "sige.runs.editing.runner":
+                found[name] = options
+    return found
+
+
+@pytest.mark.parametrize("name", editor_methods())
+def test_configured_methods_can_be_used(name):
+    runner.check(editor_methods()[name])
+
+
+@pytest.mark.parametrize("name", [name for name in registry.EDITORS if name != "fisedit"])
+def test_a_configured_method_says_its_own_settings(name):
+    options = editor_methods()[name]
+    assert options["editor"] == name
+    assert {key: registry.find(name).OPTIONS[key] for key in options["options"]} == options["options"]
+
+
+def test_every_method_is_configured():
+    assert {options["editor"] for options in editor_methods().values()} == set(registry.EDITORS)
