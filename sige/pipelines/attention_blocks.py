@@ -11,8 +11,10 @@
 import contextlib
 
 from sige.errors import RecordingError
+from sige.pipelines import checks
 from sige.pipelines.attention_control import AttentionControl
 from sige.pipelines.prompts import compare, token_weights
+from sige.pipelines.sampling import arguments
 
 
 class AttentionBlocks:
@@ -73,6 +75,15 @@ class AttentionBlocks:
 
     def _weights(self):
         return [None] * self.batch if self.factors is None else self.factors
+
+
+def control_for(pipe, wanted, steps):
+    """The AttentionControl that ``generate(attention_control=wanted)`` asks for: of a fifth of the steps, or of a number; or None."""
+    if wanted is False:
+        return None
+    calls = max(1, steps // 5) if wanted is True else checks.count("attention_control", wanted)
+    branch = 0 if "image_guidance_scale" in arguments(pipe) else -1  # InstructPix2Pix puts the prompt's branch first
+    return AttentionControl(pipe, calls=calls, branch=branch)
 
 
 def factors_of(pipe, request):

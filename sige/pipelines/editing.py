@@ -23,17 +23,19 @@ class EditRun:
     """State of an edit while the pipeline runs.
 
     session: the PipelineSession.   pipe: what ``sampling.pipeline_for`` gave.   request: what the edited picture is asked by.
+    start: the recorded step that the run begins with.
     mask: bool (B, h, w), or None: ``find(latents of the run so far) -> mask`` after ``dense_first`` steps.
     changed: names of U-Net inputs that the edit changes.   dense_last: steps at the end that run dense on the whole picture.
     blocks: AttentionBlocks of the edit.
     """
 
-    def __init__(self, session, pipe, request, mask, changed, dense_first, dense_last, find, blocks, clock):
-        self.session, self.pipe, self.request, self.clock = session, pipe, request, clock
-        self.mask, self.changed, self._find, self.blocks = mask, changed, find, blocks
+    def __init__(self, session, pipe, request, start, mask, changed, dense_first, dense_last, find, blocks):
+        self.session, self.pipe, self.request, self.start = session, pipe, request, start
+        self.clock = None  # set by whoever runs it
+        self.changed, self._find, self.blocks = changed, find, blocks
+        self.mask = None if mask is None else mask.to(session.original.latents.device)
         self.trajectory = session.trajectory.copy()
         self.total = len(self.trajectory)
-        self.start = self.total - sampling.number_of_steps(pipe, request)
         self.dense_first, self.dense_last = dense_first, dense_last
         self.effect, self.vae_effect = Effect(), None
         self.first_calls, self.steps, self.calls = [], [], 0
@@ -49,6 +51,30 @@ class EditRun:
             if not self.dense_first:
                 self._turn_sparse()
             return sampling.run(self.pipe, self.request, self._after_step)
+
+    def commit(self):
+        """Make what the run left in the recordings theirs, the first dense steps included. Returns the MACs that it takes."""
+        session, macs, held = self.session, 0, self.blocks.macs
+        if self.first_calls:
+            with self.blocks.block("replay"):
+                macs = self._replay()
+        macs += self.blocks.macs - held
+        macs += sum(sum(step.dense_macs.values()) for step, _, _, again in session._edited if again is not None)
+        session.vae.commit()
+        with self.blocks.block("sparse"):
+            Session.commit(session)
+        return macs
+
+    def _replay(self):
+        """Carry out the dense first steps sparsely, on the blended latents, as part of the same edit."""
+        last = self.start + len(self.first_calls)
+        rest = range(last, self.total)  # of the recording, not run here
+        again = Session.edit(self.session, self.call_mask(), self.changed, self.start, rest, resume=True)
+        with again as effect, torch.no_grad():
+            for step, (args, kwargs) in enumerate(self.first_calls):
+                args, kwargs = self.blended(self.start + step, args, kwargs)
+                self.session.model(*args, **kwargs)
+        return effect.macs
 
     # -- between and before calls ------------------------------------------------------------------------------------
 
@@ -105,7 +131,7 @@ class EditRun:
         macs = self.effect.macs - self._counted[0]
         self._counted = (self.effect.macs, self.effect.dense_macs)
         self.steps.append((number, "sparse" if sparse else "dense", macs, dense))
-        self.trajectory.set(number, latents, self._history(shape))
+        self.trajectory.set(number, latents, self._history(shape), self.request.text)
         return latents
 
     def _end_of_dense(self, shape):
@@ -121,7 +147,9 @@ class EditRun:
             number = self.start + step
             was = recorded.history[number]
             history = {at: put_back(self.mask, x, was[at]) if at in was else x for at, x in history.items()}
-            self.trajectory.set(number, put_back(self.mask, latents, recorded.latents[number]), history)
+            self.trajectory.set(
+                number, put_back(self.mask, latents, recorded.latents[number]), history, self.request.text
+            )
         put_back_history(self.pipe.scheduler, shape, self.mask, recorded.history[self.start + self.dense_first - 1])
         self._control.enter_context(self.blocks.block("sparse"))
         self._turn_sparse()
@@ -145,6 +173,18 @@ class BlendInput:
 def recorded_input(session, number, name="sample"):
     """The map that recorded forward ``number`` of a session was called with."""
     return session._steps[number].inputs[name]
+
+
+def recorded_call(session, number):
+    """The keyword arguments that recorded forward ``number`` of a session was called with."""
+    found = {}
+    for name, value in session._steps[number].inputs.items():
+        *outer, last = name.split(".")
+        place = found
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
 
 
 @contextlib.contextmanager

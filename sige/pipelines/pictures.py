@@ -42,3 +42,16 @@ class Edited(Picture):
     vae_effect: Effect | None
     steps: list
     change: list | None = None
+
+
+def unchanged(picture, wish):
+    """The Edited of a wish that changes nothing: the very picture, no call, an empty mask."""
+    latents = picture.latents
+    mask = torch.zeros(len(latents), *latents.shape[2:], dtype=torch.bool, device=latents.device)
+    nothing = ({"total": 0.0}, 0, picture.dense_macs, mask, wish.source, Effect(), None, [], wish.changes)
+    return Edited(picture.image, latents, 0, *nothing)
+
+
+def picture_of(edited):
+    """An Edited without what the edit alone knows: the Picture that the next edit builds on."""
+    return Picture(*(getattr(edited, field.name) for field in dataclasses.fields(Picture)))

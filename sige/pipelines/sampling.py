@@ -40,6 +40,11 @@ class Request:
         """Number of pictures."""
         return len(self.seeds)
 
+    @property
+    def text(self):
+        """(prompts, weights of their words): what a step's conditioning is made from."""
+        return self.prompts, self.weights
+
 
 def as_list(what, value, batch, kind):
     """``value``, one for all or a list, as a list of ``batch``. PromptError when the number is another one."""
@@ -69,7 +74,7 @@ def read_weights(weights, batch):
         raise PromptError(
             f"prompt_weights={weights!r} for {batch} pictures: give {{word: factor}}, or a list with one a picture"
         )
-    return weights
+    return weights if any(weights) else None
 
 
 def check_strength(strength, image):

@@ -14,14 +14,12 @@ import warnings
 
 import torch
 
-from sige.effect import Effect
 from sige.errors import RecordingError
 from sige.pipelines import checks, sampling, saving
-from sige.pipelines.attention_blocks import AttentionBlocks
-from sige.pipelines.attention_control import AttentionControl
-from sige.pipelines.editing import EditRun, NothingToEdit
-from sige.pipelines.pictures import Edited, Picture
-from sige.pipelines.timing import Clock
+from sige.pipelines.attention_blocks import AttentionBlocks, control_for
+from sige.pipelines.editing import EditRun, NothingToEdit, recorded_call
+from sige.pipelines.pictures import Edited, Picture, picture_of, unchanged
+from sige.pipelines.timing import watch
 from sige.pipelines.trajectory import Trajectory, scheduler_tensors
 from sige.pipelines.vae import Autoencoder, dense_macs, take_back
 from sige.pipelines.wishes import read_edit
@@ -35,9 +33,12 @@ _TEXT = ("encoder_hidden_states", "added_cond_kwargs.text_embeds")
 class PipelineSession(Session):
     """A session on a diffusers pipeline with a U-Net. ``sige.Session(pipe)`` makes one.
 
-    policy: of the U-Net.   vae_policy: of the autoencoder's two halves, None: ``incremental``.   refresh_every: every so many commits
-    the whole recording is made anew, densely, see :meth:`refresh`; None: never.   memory_budget, state_folder: as for ``Session``, for
-    the U-Net's state.
+    policy: of the U-Net.   vae_policy: of the autoencoder's two halves, None: ``incremental``; ``dense`` remembers nothing of them.
+    refresh_every: every so many commits everything is recorded anew, see :meth:`refresh`; None: never.   memory_budget, state_folder:
+    as for ``Session``, for the U-Net's state.
+
+    request, trajectory: what the recorded pictures were asked by, and their latents after each step; None before ``generate``.
+    vae: recordings of the autoencoder, ``session.vae.state_bytes()``.   control: the AttentionControl, None without.
 
     Until ``generate`` was called, ``record()`` and ``edit(mask)`` are those of a session on the U-Net.
     """
@@ -48,9 +49,7 @@ class PipelineSession(Session):
             checks.count("refresh_every", refresh_every)
         self.pipe, self.refresh_every = model, refresh_every
         self._vae_policy = "incremental" if vae_policy is None else vae_policy
-        self.vae = self.control = self.trajectory = self.request = None
-        self._picture = self._pending = self._scheduler = self._control_prompts = None
-        self._commits = 0
+        self._forget_picture()
 
     # -- generate ----------------------------------------------------------------------------------------------------
 
@@ -67,34 +66,36 @@ class PipelineSession(Session):
         further arguments of the pipeline.
         """
         request = sampling.read_request(self.pipe, prompt, seed, steps, guidance_scale, negative_prompt, **more)
-        pipe, trajectory, clock = sampling.pipeline_for(self.pipe, request), Trajectory(), self._clock()
+        pipe, trajectory = sampling.pipeline_for(self.pipe, request), Trajectory()
         vae = Autoencoder(getattr(self.pipe, "vae", None), self._vae_policy)
-        control = None
-        if attention_control:
-            calls = (
-                max(1, steps // 5)
-                if attention_control is True
-                else checks.count("attention_control", attention_control)
-            )
-            control = AttentionControl(self.pipe, calls=calls)
+        control = control_for(self.pipe, attention_control, steps)
         blocks = AttentionBlocks(self.pipe, control, request)
 
         def after_step(pipe, number, timestep, latents):
-            trajectory.add(latents, scheduler_tensors(pipe.scheduler, latents.shape), timestep)
+            history = scheduler_tensors(pipe.scheduler, latents.shape)
+            trajectory.add(latents, history, timestep, request.text)
             return latents
 
         with contextlib.ExitStack() as stack:
-            self._time(stack, clock)
-            stack.enter_context(blocks.recording() if attention_control else blocks.block("sparse"))
+            clock = watch(stack, self.model, vae.vae)
+            stack.enter_context(blocks.block("sparse") if control is None else blocks.recording())
             stack.enter_context(Session.record(self))
             vae.record(stack, pipe, request)
             pictures = sampling.run(pipe, request, after_step)
-        self.vae, self.trajectory, self.request, self._pending, self._commits = vae, trajectory, request, None, 0
+        self._forget_picture()
+        self.vae, self.trajectory, self.request = vae, trajectory, request
         self.control, self._control_prompts = control, request.prompts
         self._scheduler = checks.fingerprint(self.pipe.scheduler)
         macs = sum(dense_macs(part) for part in (self, vae.decoder, vae.encoder) if part is not None)
         self._picture = Picture(pictures, trajectory.latents[-1], len(trajectory), clock.seconds(), macs, macs)
         return self._picture
+
+    @contextlib.contextmanager
+    def record(self):
+        """:meth:`sige.session.Session.record` of the U-Net. A generated picture is forgotten once the block ends well."""
+        with Session.record(self):
+            yield self
+        self._forget_picture()
 
     @property
     def original(self):
@@ -145,30 +146,33 @@ class PipelineSession(Session):
         checks.same_scheduler(self._scheduler, self.pipe.scheduler, steps, self.request.steps)
         wish = read_edit(self, prompt, mask, image, strength, prompt_weights)
         if wish.reason is not None:
-            return self._unchanged(wish)
-        pipe, clock = sampling.pipeline_for(self.pipe, wish.request), self._clock()
-        count = sampling.number_of_steps(pipe, wish.request)
-        begin = checks.start_of(count, len(self.trajectory), wish.request)
+            _warn(f"{wish.reason}: the recorded picture is returned and nothing is computed")
+            self._pending = (None, self.request, unchanged(self._picture, wish))
+            return self._pending[2]
+        request, pipe = wish.request, sampling.pipeline_for(self.pipe, wish.request)
+        count = sampling.number_of_steps(pipe, request)
+        start = checks.start_of(count, len(self.trajectory), request)
         mask_steps, first = checks.schedule(wish.mask, dense_first, dense_last, mask_steps, count)
 
         def find(latents):
-            found = prompt_mask(latents, self.trajectory.latents[begin : begin + len(latents)], steps=mask_steps)
+            found = prompt_mask(latents, self.trajectory.latents[start : start + len(latents)], steps=mask_steps)
             return found & ~torch.tensor(wish.same, device=found.device)[:, None, None]
 
-        changed = () if all(wish.same) else tuple(name for name in _TEXT if name in self._steps[0].inputs)
-        blocks = AttentionBlocks(self.pipe, self.control, wish.request, attention_control, self._control_prompts, first)
-        run = EditRun(self, pipe, wish.request, wish.mask, changed, first, dense_last, find, blocks, clock)
+        other_text = any(text != request.text for text in self.trajectory.texts[start:])
+        changed = tuple(name for name in _TEXT if other_text and name in self._steps[0].inputs)
+        blocks = AttentionBlocks(self.pipe, self.control, request, attention_control, self._control_prompts, first)
+        run = EditRun(self, pipe, request, start, wish.mask, changed, first, dense_last, find, blocks)
         try:
-            pictures = self._go(run, clock)
+            pictures = self._go(run)
         except BaseException:
             self._forget(run)
             raise
-        return self._finished(run, wish, pictures, clock)
+        return self._finished(run, wish, pictures)
 
-    def _go(self, run, clock):
+    def _go(self, run):
         """Run an edit to its end. Returns its pictures, None where the mask that was found is empty."""
         with contextlib.ExitStack() as stack:
-            self._time(stack, clock)
+            run.clock = watch(stack, self.model, self.vae.vae)
             self.vae.edit_encoder(stack, run.pipe, run.request)
             try:
                 return run.go()
@@ -176,79 +180,47 @@ class PipelineSession(Session):
                 getattr(run.pipe, "maybe_free_model_hooks", lambda: None)()
                 return None
 
-    def _finished(self, run, wish, pictures, clock):
+    def _finished(self, run, wish, pictures):
         """The Edited of a run, which waits for ``commit`` from here on."""
         was, (coded, coded_dense) = self._picture, self.vae.macs(run.vae_effect)
         macs = sum(step[2] for step in run.steps) + run.blocks.macs + coded
         dense = sum(sum(step.dense_macs.values()) for step in self._steps[run.start :]) + coded_dense
         picture = (was.image, was.latents) if pictures is None else (pictures, run.trajectory.latents[-1])
         details = (run.mask, wish.source, run.effect, run.vae_effect, run.steps, wish.changes)
-        edited = Edited(*picture, run.calls, clock.seconds(), macs, dense, *details)
+        edited = Edited(*picture, run.calls, run.clock.seconds(), macs, dense, *details)
+        self._pending = (run, wish.kept, edited)
         if pictures is None:
             _warn("the changed prompt moves nothing that a mask could hold: the recorded picture is returned")
             self._forget(run)
-            run = None
-        self._pending = (run, wish.kept, edited)
+            self._pending = (None, self.request, edited)
         return edited
-
-    def _unchanged(self, wish):
-        was = self._picture
-        _warn(f"{wish.reason}: the recorded picture is returned and nothing is computed")
-        mask = torch.zeros(len(was.latents), *was.latents.shape[2:], dtype=torch.bool)
-        nothing = Edited(
-            was.image,
-            was.latents,
-            0,
-            {"total": 0.0},
-            0,
-            was.dense_macs,
-            mask,
-            wish.source,
-            Effect(),
-            None,
-            [],
-            wish.changes,
-        )
-        self._pending = (None, self.request, nothing)
-        return nothing
 
     # -- commit and undo ---------------------------------------------------------------------------------------------
 
     def commit(self):
         """Make the last edit the picture that the next one builds on; its recording holds for every step then.
 
-        Steps that ran dense before the first sparse one are carried out sparsely now, those at the end are recorded.
+        Steps that ran dense before the first sparse one are carried out sparsely now, those that ran dense at the end are recorded.
+        Returns the multiply-accumulates of that, and of a refresh if one was due.
         """
         if self.trajectory is None:
             return Session.commit(self)
         run, request, edited = self._waiting("commit")
+        macs = 0
         if run is not None:
             try:
-                self._commit_run(run)
+                macs = run.commit()
             except BaseException:
                 self._drop()
                 raise
-            self.trajectory, self.request = run.trajectory, request
-            self._picture = Picture(*(getattr(edited, field.name) for field in dataclasses.fields(Picture)))
+            self.trajectory, self.request, self._picture = run.trajectory, request, picture_of(edited)
+            if run.blocks.commit():
+                self._control_prompts = run.request.prompts
             self._commits += 1
         self._pending = None
         if run is not None and self.refresh_every is not None and self._commits % self.refresh_every == 0:
-            self.refresh()
-        return None
-
-    def _commit_run(self, run):
-        if run.first_calls:
-            last = run.start + len(run.first_calls)
-            again = Session.edit(self, run.call_mask(), run.changed, run.start, range(last, run.total), resume=True)
-            with run.blocks.block("replay"), again, torch.no_grad():
-                for step, (args, kwargs) in enumerate(run.first_calls):
-                    args, kwargs = run.blended(run.start + step, args, kwargs)
-                    self.model(*args, **kwargs)
-        with run.blocks.block("sparse"):
-            Session.commit(self)
-        self.vae.commit()
-        if run.blocks.commit():
-            self._control_prompts = run.request.prompts
+            macs += self.refresh()
+        return macs
 
     def undo(self):
         """Take the last edit back: everything remembered is again what it was, bit for bit."""
@@ -262,15 +234,19 @@ class PipelineSession(Session):
         """Record every step anew, densely, on the latents and prompts that the recording has by now.
 
         Committed edits leave small errors in what is remembered; this removes them. The picture becomes the decoder's dense one.
+        An edit that waits is taken back. Returns the multiply-accumulates.
         """
         checks.generated(self)
         self._drop()
-        calls, blocks = [step.inputs for step in self._steps], AttentionBlocks(self.pipe, None, self.request)
-        with blocks.block("sparse"), Session.record(self), torch.no_grad():
-            for inputs in calls:
-                self.model(**_nested(inputs))
+        calls = [recorded_call(self, number) for number in range(self.recorded_steps)]
+        with AttentionBlocks(self.pipe, None, self.request).block("sparse"), Session.record(self), torch.no_grad():
+            for call in calls:
+                self.model(**call)
+        macs = dense_macs(self)
         if self.vae.decoder is not None:
             self._picture = dataclasses.replace(self._picture, image=self.vae.refresh())
+            macs += dense_macs(self.vae.decoder)
+        return macs
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +277,7 @@ class PipelineSession(Session):
         for part in (self.vae, self.control):
             if part is not None:
                 part.close()
-        self.vae = self.control = self.trajectory = self.request = self._picture = self._pending = None
+        self._forget_picture()
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -323,29 +299,11 @@ class PipelineSession(Session):
         if run is not None:
             run.blocks.undo()
 
-    def _clock(self):
-        return Clock(next(self.model.parameters()).device)
-
-    def _time(self, stack, clock):
-        stack.enter_context(clock.part("total"))
-        stack.enter_context(clock.calls("unet", self.model))
-        vae = getattr(self.pipe, "vae", None)
-        if vae is not None:
-            stack.enter_context(clock.calls("encode", vae.encoder))
-            stack.enter_context(clock.calls("decode", vae.decoder))
-
-
-def _nested(inputs):
-    """Inputs by name as keyword arguments: ``{"a.b": x}`` becomes ``{"a": {"b": x}}``."""
-    found = {}
-    for name, value in inputs.items():
-        *outer, last = name.split(".")
-        place = found
-        for part in outer:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
+    def _forget_picture(self):
+        self.vae = self.control = self.trajectory = self.request = None
+        self._picture = self._scheduler = self._control_prompts = None
+        self._pending, self._commits = None, 0  # _pending: (EditRun or None, Request after commit, Edited)
 
 
 def _warn(message):
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=4)

@@ -55,3 +55,14 @@ class Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def watch(stack, model, vae):
+    """A Clock that times everything until ``stack`` is closed: ``total``, calls of the U-Net and of the autoencoder's halves."""
+    clock = Clock(next(model.parameters()).device)
+    stack.enter_context(clock.part("total"))
+    stack.enter_context(clock.calls("unet", model))
+    if vae is not None:
+        stack.enter_context(clock.calls("encode", vae.encoder))
+        stack.enter_context(clock.calls("decode", vae.decoder))
+    return clock

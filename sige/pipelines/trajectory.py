@@ -11,25 +11,30 @@ import torch
 
 @dataclasses.dataclass
 class Trajectory:
-    """Of each step of a run: latents (B, C, h, w) after it, the scheduler's tensors of that shape by place, and the time step."""
+    """Of each step of a run: latents (B, C, h, w) after it, the scheduler's tensors of that shape by place, time step, and text.
+
+    A text is (prompts, weights of their words). Steps may differ in it: SDEdit with a new prompt leaves the steps before it begins.
+    """
 
     latents: list = dataclasses.field(default_factory=list)
     history: list = dataclasses.field(default_factory=list)
     times: list = dataclasses.field(default_factory=list)
+    texts: list = dataclasses.field(default_factory=list)
 
-    def add(self, latents, history, timestep):
+    def add(self, latents, history, timestep, text):
         """Append a step."""
+        self.texts.append(text)
         self.latents.append(latents.clone())
         self.history.append({place: tensor.clone() for place, tensor in history.items()})
         self.times.append(float(timestep))
 
     def copy(self):
         """Another list of the same tensors: an edit replaces its steps."""
-        return Trajectory(list(self.latents), list(self.history), list(self.times))
+        return Trajectory(*(list(part) for part in (self.latents, self.history, self.times, self.texts)))
 
-    def set(self, number, latents, history):
+    def set(self, number, latents, history, text):
         """Replace a step."""
-        self.latents[number] = latents.clone()
+        self.latents[number], self.texts[number] = latents.clone(), text
         self.history[number] = {place: tensor.clone() for place, tensor in history.items()}
 
     def __len__(self):

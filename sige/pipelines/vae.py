@@ -100,6 +100,14 @@ class Autoencoder:
             pictures = self.vae.decoder(latents)
         return (pictures / 2 + 0.5).clamp(0, 1).float()
 
+    def state_bytes(self):
+        """Bytes remembered of both halves, by kind."""
+        total = {}
+        for session in (self.decoder, self.encoder):
+            for kind, size in session.state_bytes().items() if session is not None else ():
+                total[kind] = total.get(kind, 0) + size
+        return total
+
     def close(self):
         """Forget everything."""
         for session in (self.decoder, self.encoder):

@@ -93,7 +93,8 @@ def _inherited(pipe, old, prompts):
             return False
 
     pairs = zip(prompts, old.weights, strict=True)
-    return [{word: x for word, x in (had or {}).items() if there(prompt, word, x)} or None for prompt, had in pairs]
+    kept = [{word: x for word, x in (had or {}).items() if there(prompt, word, x)} or None for prompt, had in pairs]
+    return kept if any(kept) else None
 
 
 def _composite(session, image, pixels):

@@ -140,7 +140,7 @@ def test_refresh_makes_the_recording_dense_again(make_session, distance):
 
 def test_refresh_comes_after_every_few_commits(make_session, monkeypatch):
     session, seen = make_session(refresh_every=2), []
-    monkeypatch.setattr(session, "refresh", lambda: seen.append(session._commits))
+    monkeypatch.setattr(session, "refresh", lambda: seen.append(session._commits) or 0)
     in_a_row(session, 5)
     assert seen == [2, 4]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sige
-from sige.errors import MaskError, RecordingError
+from sige.errors import MaskError, ModelError, RecordingError
 from sige.pipelines.session import PipelineSession
 
 STEPS = 4
@@ -174,3 +174,39 @@ def test_mask_of_another_resolution(make_session):
         MaskError, match=r"the edit mask is \(20, 20\), the latents are \(16, 16\) and the picture \(64, 64\)"
     ):
         session.edit(NEW, mask=torch.ones(20, 20, dtype=torch.bool))
+
+
+def test_recording_the_unet_forgets_the_picture(make_session):
+    session = make_session()
+    session.generate(OLD, steps=2)
+    with session.record():
+        session.model(torch.randn(1, 4, 16, 16), 5, torch.randn(1, 77, 64))
+    with pytest.raises(RecordingError, match="nothing is generated yet"):
+        _ = session.original
+
+
+def test_failed_generate_keeps_the_picture(make_session, where, monkeypatch):
+    session = make_session()
+    picture = session.generate(OLD, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.pipe.vae, "decode", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.generate(NEW, steps=2)
+    assert session.original is picture and session.edit(THIRD, mask=where).calls == 2
+
+
+def test_state_of_the_autoencoder_is_told(make_session):
+    session = make_session()
+    session.generate(OLD, steps=2)
+    assert sum(session.vae.state_bytes().values()) > 0 and sum(session.state_bytes().values()) > 0
+
+
+@pytest.mark.parametrize("switch", ["enable_slicing", "enable_tiling"])
+def test_autoencoder_in_pieces_is_refused(make_session, switch):
+    session = make_session()
+    getattr(session.pipe.vae, switch)()
+    try:
+        with pytest.raises(ModelError, match="the autoencoder works in slices or tiles"):
+            session.generate(OLD, steps=2)
+    finally:
+        getattr(session.pipe.vae, switch.replace("enable", "disable"))()

@@ -220,3 +220,21 @@ def test_unconditional_model_knows_no_prompt(make_session, pictures):
 def test_pictures_that_are_missing(make_session, kind, settings, message):
     with pytest.raises(ChangedInputError, match=message):
         make_session(kind).generate("a dog", steps=2, **settings)
+
+
+def test_sdedit_with_a_new_prompt_then_from_an_earlier_step(make_session, pictures):
+    session = make_session()
+    painted = torch.where(pictures[2], 1, session.generate("a dog", steps=STEPS).image)
+    session.edit("a cat", image=painted, strength=0.4)
+    session.commit()
+    assert session.trajectory.texts[0] == (["a dog"], None) and session.trajectory.texts[-1] == (["a cat"], None)
+    again = session.edit(image=torch.where(pictures[2], 0, painted), strength=0.8)
+    assert again.calls == 4
+
+
+def test_instruct_pix2pix_edits_by_its_prompt(make_session, pictures):
+    session = make_session("instruct")
+    made = session.generate("make it red", steps=3, image=pictures[0], image_guidance_scale=1.5, attention_control=1)
+    edited = session.edit("make it blue", mask=pictures[3], attention_control=True)
+    assert torch.equal(edited.latents[:, :, ~pictures[3]], made.latents[:, :, ~pictures[3]])
+    assert not torch.equal(edited.latents, made.latents)

@@ -112,17 +112,27 @@ def test_committed_steps_are_those_of_a_dense_run_where_the_mask_is_full(generat
         assert distance(mine.output[0], whole.output[0]) < 1e-3
 
 
-def test_failed_commit_takes_the_edit_back(generated, where, monkeypatch):
+def test_failed_commit_takes_the_edit_back(generated, where, elsewhere, monkeypatch):
     session = generated()
-    picture, alone = session.original, session.edit(NEW, mask=where, dense_first=1)
+    picture, expected = session.original, session.edit(THIRD, mask=elsewhere).image
+    session.edit(NEW, mask=where, dense_first=1)
     with monkeypatch.context() as patch:
-        patch.setattr(session.vae, "commit", lambda: 1 / 0)
+        patch.setattr(session.vae.decoder, "commit", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             session.commit()
     assert session.original is picture
     with pytest.raises(RecordingError, match="there is no edit to commit"):
         session.commit()
-    del alone
+    assert torch.equal(session.edit(THIRD, mask=elsewhere).image, expected)
+
+
+def test_commit_tells_what_it_computes(generated, where):
+    session = generated()
+    session.edit(NEW, mask=where)
+    assert session.commit() == 0
+    edited = session.edit(THIRD, mask=where, dense_first=2, dense_last=1)
+    dense = edited.steps[-1][3]
+    assert dense < session.commit() < 3 * dense
 
 
 def test_failed_edit_leaves_the_recording(generated, where, monkeypatch):
