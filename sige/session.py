@@ -146,17 +146,36 @@ class Session(Remembered):
             raise RecordingError("there is no edit to commit: it was taken back, committed already, or never made")
         for journal in self._journals.values():
             journal.check()
+        self._record_anew([(step, rerun) for step, _, _, rerun in self._edited if rerun is not None])
         for step, inputs, output, rerun in self._edited:
-            if rerun is not None:  # the edit covered everything and ran as the plain model: now its maps are wanted
-                with self._interception.route(lambda call, args, kwargs: call(*args, **kwargs)):
-                    memory, _ = self._record_step(*rerun)
-                step.__dict__.update(memory.__dict__)
-                self._tiers.settle(self._steps.index(step), step, guards.device_of(step.inputs))
-            else:
+            if rerun is None:
                 step.inputs, step.output = inputs, output
         for journal in self._journals.values():
             journal.commit()
         self._edited = []
+
+    def _record_anew(self, reruns):
+        """Record the steps of an edit that ran as the plain model: now their maps are wanted.
+
+        Those that go to disk come first, and none takes its place before all are written: a full disk changes nothing.
+        """
+        written = []
+        try:
+            for step, rerun in sorted(reruns, key=lambda pair: not pair[0].stored):
+                with self._interception.route(lambda call, args, kwargs: call(*args, **kwargs)):
+                    memory, _ = self._record_step(*rerun)
+                number = self._steps.index(step)
+                path = self._tiers.renew(number, memory)
+                if path is not None:
+                    written.append((number, memory, path))
+                else:
+                    self._tiers.adopt(number, memory)
+        except BaseException:
+            for _, _, path in written:
+                path.unlink(missing_ok=True)
+            raise
+        for number, memory, path in written:
+            self._tiers.adopt(number, memory, path)
 
     def close(self):
         """Forget everything; remove the temporary files."""

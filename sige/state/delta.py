@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import torch
+
 from sige.kernels import ops
 from sige.memory import Journal
 from sige.state.loader import Loaded
+from sige.state.plainly import plain
 from sige.state.stored import Stored, move, to_disk
 
 
@@ -60,6 +63,7 @@ class Delta(Journal):
         else:
             super().value(entry)
 
+    @plain
     def finish(self):
         """The forward is through: keep what it changed, before its buffers go to another step."""
         made = {}
@@ -67,10 +71,15 @@ class Delta(Journal):
             rows = entry.value if index is None else ops.gather_rows(entry.value, index)
             made[key] = Stored(entry.kind, rows, None, rows.dtype)
             self._indices[key] = index
-        self._touched = {}
-        self._changed = self._submit(self._keep, made)
+        self._touched, ready = {}, None
+        if any(one.data.is_cuda for one in made.values()):
+            ready = torch.cuda.Event()
+            ready.record()
+        self._changed = self._submit(self._keep, made, ready)
 
-    def _keep(self, made):
+    def _keep(self, made, ready):
+        if ready is not None:
+            ready.synchronize()
         if self._path is not None:
             return to_disk(made, self._path)
         return move(made, lambda tensor: tensor.to(self._device)) if self._device is not None else made
@@ -85,6 +94,7 @@ class Delta(Journal):
         super().undo()
         self._forget()
 
+    @plain
     def commit(self):
         """Write the changes to the stored maps."""
         if self._changed is not None:

@@ -141,9 +141,10 @@ class Copier:
     def fill(self, buffer, one, rows, free):
         """Put rows (None: all) of a stored map into ``buffer`` (N, C) at their places."""
         if rows is None:
-            buffer.copy_(one.rows())
+            buffer.copy_(one.rows(device=buffer.device))
         elif len(rows):
-            buffer.index_copy_(0, rows.to(buffer.device), one.rows(rows.to(one.data.device)))
+            found = one.rows(rows.to(one.data.device), buffer.device)
+            buffer.index_copy_(0, rows.to(buffer.device), found)
 
     def mark(self):
         """What to wait for before the buffers filled so far are read."""

@@ -33,6 +33,7 @@ class Remembered:
             raise RecordingError("the last edit is neither committed nor taken back: commit() or undo() before saving")
         for step in self._steps:
             step.check_untouched()
+        self._tiers.wait()
         settings = {"policy": self.policy, "token_grid": self.token_grid, "model": store.fingerprint(self.model)}
         store.save(folder, self._steps, settings, self.extra if extra is None else extra)
 

@@ -18,9 +18,11 @@ import torch
 from sige.errors import BudgetError, StorageError
 from sige.memory import Journal
 from sige.state import files
+from sige.state.budget import check_budget, map_bytes, working_bytes
 from sige.state.delta import Delta, Working
 from sige.state.loader import Loader
 from sige.state.needs import Needs
+from sige.state.plainly import plain
 from sige.state.stored import move, stored_from, to_disk
 
 
@@ -40,23 +42,23 @@ class Tiers:
         self._names, self._device, self._loader = ("host", "disk"), torch.device("cpu"), None
         self._needs = weakref.WeakKeyDictionary()
         self._plan, self._order, self._loading = None, [], {}
+        self._copied = None  # on a GPU: when the last map that went to host memory has arrived
 
     # -- placing -----------------------------------------------------------------------------------------------------
 
+    @plain
     def settle(self, number, memory, device):
-        """Step ``number`` was recorded on ``device``: decide where its maps lie, and move them (and others) there.
+        """Step ``number``, the next one, was recorded on ``device``: decide where its maps lie; move them, and others, there.
 
         BudgetError when the budget does not hold the maps that one step needs at a time; StorageError when the disk is full.
         """
         self._device = device
         self._names = ("host", "disk") if device.type == "cpu" else ("device", "host", "disk")
         maps = {key: stored_from(memory.entries[key]) for key in memory.reads if key in memory.entries}
-        if number == len(self._steps):
-            self._steps.append(memory), self._tier.append(None), self._files.append(None)
         self._check_step(maps)
+        self._steps.append(memory), self._tier.append(self._names[0]), self._files.append(None)
         if any(one.scale is not None for one in maps.values()):
             self._take(memory, maps)  # packed maps are not used where they lie
-        self._tier[number] = self._names[0]
         while self._first_tier_bytes() > self._limit(self._names[0]):
             self._spill()
 
@@ -98,7 +100,8 @@ class Tiers:
             if held + map_bytes(memory) <= self._limit("host"):
                 moved, tier = self._pinned(maps), "host"
         if moved is None:
-            moved, tier = self._written(number, maps), "disk"
+            self._files[number], tier = self._new_file("step", number), "disk"
+            moved = to_disk(maps, self._files[number])
         self._take(memory, moved)
         self._tier[number] = tier
 
@@ -109,27 +112,55 @@ class Tiers:
             memory.entries.pop(key, None)
         memory.stored = maps
 
-    @staticmethod
-    def _pinned(maps):
-        """The maps in pinned host memory; None where the system gives no more of it."""
+    @plain
+    def renew(self, number, memory):
+        """Move the maps of a step that was recorded anew to the tier of step ``number``, whose place :meth:`adopt` gives it.
+
+        Returns the file that they are in, or None. StorageError when the disk is full: nothing is changed.
+        """
+        maps, path = {key: stored_from(memory.entries[key]) for key in memory.reads}, None
+        if self._tier[number] == "disk":
+            path = self._new_file("step", number)
+            self._take(memory, to_disk(maps, path))
+        elif self._tier[number] != self._names[0]:
+            self._take(memory, self._pinned(maps) or maps)
+        elif any(one.scale is not None for one in maps.values()):
+            self._take(memory, maps)
+        return path
+
+    def adopt(self, number, memory, path=None):
+        """Step ``number`` is from now on ``memory``, its maps in the file ``path``; the old file goes."""
+        self._steps[number].__dict__.update(memory.__dict__)
+        if path is not None:
+            self._files[number].unlink(missing_ok=True)
+            self._files[number] = path
+
+    def _pinned(self, maps):
+        """The maps in host memory, pinned for a GPU; None where the system gives no more of it."""
 
         def place(tensor):
             if tensor.is_meta:
                 return tensor
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda).copy_(tensor, non_blocking=cuda)
 
+        cuda = self._device.type == "cuda"
         try:
-            return move(maps, place)
+            moved = move(maps, place)
         except RuntimeError:
             return None
+        if cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(self._device))
+        return moved
 
-    def _written(self, number, maps):
-        path = self.folder() / f"step-{number:04d}-{uuid.uuid4().hex[:8]}.safetensors"
-        maps = to_disk(maps, path)
-        if self._files[number] is not None:
-            self._files[number].unlink(missing_ok=True)
-        self._files[number] = path
-        return maps
+    def wait(self):
+        """Wait until every map that was moved to host memory has arrived there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._copied = None
+
+    def _new_file(self, what, number):
+        return self.folder() / f"{what}-{number:04d}-{uuid.uuid4().hex[:8]}.safetensors"
 
     def folder(self):
         """The folder of the disk tier, made when first asked for; it goes with the session."""
@@ -156,8 +187,10 @@ class Tiers:
 
     # -- an edit -----------------------------------------------------------------------------------------------------
 
+    @plain
     def begin(self, plan, numbers):
         """An edit under ``plan`` is about to run the steps ``numbers``, in that order: the first stored one is on its way."""
+        self.wait()
         self._plan = plan
         self._order = [number for number in numbers if self._steps[number].stored]
         if self._order and self.prefetch:
@@ -170,10 +203,11 @@ class Tiers:
             return Journal()
         path, tier = None, self._tier[number]
         if tier == "disk" and not self._device.type == "meta":
-            path = self.folder() / f"edit-{number:04d}-{uuid.uuid4().hex[:8]}.safetensors"
+            path = self._new_file("edit", number)
         host = torch.device("cpu") if tier == "host" and self._device.type == "cuda" else None
         return Delta(memory, self._worker().submit, path, host)
 
+    @plain
     def open(self, number):
         """What a forward of an edit reads its step from: the StepMemory, or a :class:`Working` that loads it."""
         memory = self._steps[number]
@@ -188,6 +222,7 @@ class Tiers:
             loading.settle()
         return Working(memory, loading)
 
+    @plain
     def shut(self, working, journal, done):
         """The forward that :meth:`open` served is through (``done``) or failed."""
         if isinstance(working, Working):
@@ -240,30 +275,3 @@ class Tiers:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
-
-
-def check_budget(budget):
-    """A memory budget as {tier: bytes}. BudgetError for anything else than bytes above 0, or a mapping of tiers to such."""
-    limits = {} if budget is None else budget
-    if not isinstance(limits, dict):
-        limits = {"first": budget}
-    for name, size in limits.items():
-        known = name in ("device", "host", "first")
-        if not known or isinstance(size, bool) or not isinstance(size, (int, float)) or size <= 0:
-            raise BudgetError(
-                f"memory_budget={budget!r} must be a number of bytes above 0, or such numbers by tier: "
-                "{'device': ..., 'host': ...}"
-            )
-    return dict(limits)
-
-
-def map_bytes(memory):
-    """Bytes of a step's maps where they lie."""
-    maps = memory.stored.values() or [stored_from(memory.entries[key]) for key in memory.reads]
-    return sum(one.nbytes for one in maps)
-
-
-def working_bytes(memory):
-    """Bytes of a step's maps in use."""
-    maps = memory.stored.values() or [stored_from(memory.entries[key]) for key in memory.reads]
-    return sum(one.working_bytes for one in maps)

@@ -9,6 +9,8 @@ import sige
 from sige.errors import BudgetError, PathError, StorageError
 from sige.state import files, loader, tiers
 
+TIMES = (900, 700, 500, 100)
+
 # As shares of the bytes of one step's maps: room for one step in use, for two, for two and one that stays, for everything.
 BUDGETS = [
     pytest.param(1.0, id="one-step"),
@@ -242,6 +244,38 @@ def test_a_disk_that_fills_up_takes_the_edit_back(tiered, edit, recorded, full_d
         edit(session)
     monkeypatch.setattr(files, "_write", keep)
     assert all(map(torch.equal, edit(session), edit(recorded())))
+
+
+def test_a_disk_that_is_full_at_a_commit_changes_nothing(
+    tiered, recorded, edit, images, tmp_path, full_disk, monkeypatch
+):
+    session, keep, everything = tiered(1), files._write, torch.ones(64, 64, dtype=torch.bool)
+    edit(session, -images[0], everything)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    full_disk()
+    with pytest.raises(StorageError, match="No space left on device"):
+        session.commit()
+    monkeypatch.setattr(files, "_write", keep)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    session.undo()
+    assert all(map(torch.equal, edit(session), edit(recorded())))
+
+
+@pytest.mark.parametrize("share", BUDGETS[:2])
+@pytest.mark.parametrize("dtype", [pytest.param(None, id="whole"), pytest.param(torch.float8_e4m3fn, id="float8")])
+def test_inference_mode_changes_nothing(unet, recorded, edit, images, step_bytes, tmp_path, share, dtype):
+    budget = int(step_bytes(state_dtype=dtype) * share)
+    session = sige.Session(unet, recorded(state_dtype=dtype).policy, memory_budget=budget, state_folder=tmp_path)
+    with torch.inference_mode(), session.record():
+        for t in TIMES:
+            unet(images[0], t)
+    with torch.inference_mode(), session.edit(images[2]):
+        found = [unet(images[1], t).sample for t in TIMES]
+    session.commit()
+    plain = recorded(state_dtype=dtype)
+    assert all(map(torch.equal, found, edit(plain)))
+    plain.commit()
+    assert all(map(torch.equal, edit(session), edit(plain)))
 
 
 def test_a_disk_that_is_full_while_recording_keeps_the_recording_before(
