@@ -11,6 +11,7 @@ from sige.active_tensor import ActiveTensor, full_view, rows_at
 from sige.errors import PathError
 from sige.kernels import ops
 from sige.memory import describe
+from sige.replay.fingerprint import Calls
 from sige.state.packed import is_packed, pack
 from sige.views import VIEWS, share
 
@@ -29,6 +30,7 @@ class Forward:
     def __init__(self, policy, memory, plan, path, journal=None):
         self.policy, self.memory, self.plan, self.journal = policy, memory, plan, journal
         self.recording = journal is None
+        self.calls = Calls() if self.recording else None
         self.refresh_text = True  # whether this pass computes the text of joint sequences anew
         self.path = path
         self.macs = {"conv": 0, "linear": 0, "attention": 0}
@@ -248,4 +250,6 @@ class Following(TorchFunctionMode):
         if func in VIEWS:
             share(func, args, out)
         self._forward.conditioning.follow(args, kwargs, out)
+        if self._forward.calls is not None:
+            self._forward.calls.add(func, args, kwargs or {}, out, self._forward.conditioning)
         return out

@@ -193,3 +193,11 @@ def _compare(name, now, then, mask):
             f"input {name!r} differs from the recording{shown}: an edit may change only the masked image; record again, or declare it "
             f"with edit(mask, changed=({name!r},))"
         )
+
+
+def declared(inputs, changed):
+    """The tensors among the inputs that an edit declares changed; None when it declares something else changed, such as a number."""
+    found = [
+        value for name, value in inputs.items() if any(name == item or name.startswith(f"{item}.") for item in changed)
+    ]
+    return found if all(isinstance(value, torch.Tensor) for value in found) else None

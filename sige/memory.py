@@ -46,6 +46,10 @@ class Journal:
         self._entries.append((entry, target, index, old))
         return old
 
+    def keep(self, entry, target, index, old):
+        """Take rows ``old`` of ``target`` at ``index`` that somebody else has read, before they are overwritten."""
+        self._entries.append((entry, target, index, old))
+
     def check(self):
         """Wait until what the edit changed is kept; nothing here."""
 
@@ -85,6 +89,7 @@ class StepMemory:
         self.dense_macs = {}
         self.requests = {}  # what the recording asked of its plan
         self.autocast = None
+        self.calls = None  # what the model called, as numbers to compare: see ``sige.replay.fingerprint``
 
     def remember(self, key, kind, value):
         """Keep ``value`` under ``key``."""

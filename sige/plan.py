@@ -86,6 +86,7 @@ class Plan:
         self._check_block()
         self._layers = {}
         self._searches = {}
+        self.programs = {}  # of steps with this plan: see ``sige.replay``
         self._sets = {}
         self._windows = {}
 

@@ -17,6 +17,7 @@ from sige.memory import StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
+from sige.replay.replay import Replay
 from sige.state.remembered import Remembered
 from sige.state.tiers import Tiers
 
@@ -32,6 +33,8 @@ class Session(Remembered):
         input is the map that an edit changes, and masks are given for that grid.
     memory_budget: bytes that remembered maps may take on the first tier of memory, see ``sige.state.tiers``; the others go to host
         memory and to disk, in a folder of their own in ``state_folder``. Results are the same bits with any budget.
+    replay: from the third step with a mask on, steps that call what an earlier one called are carried out from its trace, without
+        the model's Python: see ``sige.replay``. Turn it off for a model that keeps count of its calls, or changes itself between steps.
 
         session = sige.Session(model)
         with session.record():
@@ -50,7 +53,9 @@ class Session(Remembered):
             cls = PipelineSession
         return super().__new__(cls)
 
-    def __init__(self, model, policy="incremental", token_grid=None, memory_budget=None, state_folder=None):
+    def __init__(
+        self, model, policy="incremental", token_grid=None, memory_budget=None, state_folder=None, replay=True
+    ):
         self.policy = find_policy(policy)
         self.token_grid = token_grid
         self.model = guards.find_model(model)
@@ -58,7 +63,7 @@ class Session(Remembered):
         self._journals = {}
         self._plans = {}
         self._edited = []
-        self._interception = Interception(self.model)
+        self._interception, self._replay = Interception(self.model), Replay(self.model, replay)
         self.extra = None  # what the caller saved beside the recording
         self._shared = Shared()
         self._budget, self._tiers = (memory_budget, state_folder), Tiers(memory_budget, state_folder)
@@ -114,6 +119,7 @@ class Session(Remembered):
             step.check_untouched()
         plan = None if empty and not changed else self._plan(mask)
         effect, self._shared = Effect(), Shared()
+        self._replay.begin(plan, changed)
 
         def forward(call, args, kwargs):
             number = start + effect.steps
@@ -187,6 +193,11 @@ class Session(Remembered):
         """Number of recorded forwards."""
         return len(self._steps)
 
+    @property
+    def replayed_steps(self):
+        """Number of sparse steps that were carried out from the trace of an earlier one, over all edits so far."""
+        return self._replay.replayed
+
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def _record_step(self, call, args, kwargs):
@@ -204,6 +215,7 @@ class Session(Remembered):
         memory.autocast = guards.autocast_state(device.type)
         memory.output = copied(output)
         memory.tree, memory.requests, memory.dense_macs = tree, plan.requests, forward.macs
+        memory.calls = forward.calls.key()
         return memory, tree_unflatten(output, tree)
 
     def _edit_step(self, number, effect, mask, plan, changed, call, args, kwargs):
@@ -225,13 +237,20 @@ class Session(Remembered):
             return self._dense_step(effect, memory, mask, call, args, kwargs)
         journal = self._journals[number] = self._tiers.journal(number)
         working = self._tiers.open(number)
-        forward = Forward(self.policy, working, plan, self._interception.path, journal)
-        self._tell_apart(forward, inputs, changed)
         every = self.policy.text_refresh
-        forward.refresh_text = bool(changed) or every is not None and number % every == 0
+        refresh_text = bool(changed) or every is not None and number % every == 0
+
+        def run(journal):
+            forward = Forward(self.policy, working, plan, self._interception.path, journal)
+            self._tell_apart(forward, inputs, changed)
+            forward.refresh_text = refresh_text
+            given = self._activated(forward, tokens, args, kwargs)
+            leaves, output, tree = self._run(forward, call, *given, memory.output)
+            return output, (forward.macs, active_map(leaves, mask), forward.fallbacks, tree)
+
+        told = guards.declared(inputs, changed)
         try:
-            args, kwargs = self._activated(forward, tokens, args, kwargs)
-            leaves, output, tree = self._run(forward, call, args, kwargs, memory.output)
+            output, report = self._replay.step(plan, memory, journal, (args, kwargs), told, refresh_text, run)
             output = copied(output) if memory.stored else output  # what is no copy may lie in a buffer
             self._tiers.shut(working, journal, done=True)
         except BaseException:
@@ -240,7 +259,8 @@ class Session(Remembered):
             raise
         finally:
             memory.stamp()
-        effect.add(forward.macs, memory.dense_macs, active_map(leaves, mask), forward.fallbacks)
+        macs, active, fallbacks, tree = report
+        effect.add(macs, memory.dense_macs, active.clone(), fallbacks)
         self._edited.append((memory, copied(inputs), copied(output), None))
         return tree_unflatten(output, tree)
 

@@ -1,0 +1,186 @@
+"""A traced step as a program: the operators that matter, as one Python function without the model around them."""
+
+import torch
+
+from sige.kernels import backends
+from sige.replay.tracer import Ref, Untraceable, references
+
+
+class Program:
+    """What one step did, for steps that do the same with other inputs and other remembered values.
+
+    tracer: of the step.   outputs: its plain output leaves.   report: what the session reports of the step, kept as it is.
+    born: whether constants that the step itself made from Python's numbers take part: it then holds only for steps with these numbers.
+    """
+
+    def __init__(self, tracer, outputs, report, device_type):
+        if tracer.reason is not None:
+            raise Untraceable(tracer.reason)
+        self.report, self._backend = report, (device_type, backends.active(device_type))
+        self._leaves, tensors = tracer.leaves, tracer.tensors()
+        self._names, self._constants, self._entries, self._lines = {}, [], {}, []
+        folded = self._fold(tracer.calls, tensors)
+        changed = {
+            key: entry for kind, key, rows, entry in (c for c in tracer.calls if c[0] == "journal") if rows is None
+        }
+        values = {key: [tracer.number(part) for part in entry.tensors()] for key, entry in changed.items()}
+        tuples = {key: isinstance(entry.value, tuple) for key, entry in changed.items()}
+        wanted = [leaf if not isinstance(leaf, torch.Tensor) else tracer.number(leaf) for leaf in outputs]
+        self._leaves = tracer.leaves  # complete only now
+        kept = self._living(
+            tracer.calls, folded, {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
+        )
+        self.born = any(self._is_birth(call) for call in kept if call[0] != "journal")
+        self._tensors, self._folded = tensors, folded
+        self._write(kept, values, tuples, wanted)
+        del self._tensors, self._folded, self._leaves, self._names
+
+    def fits(self):
+        """Whether the kernels that the program was made of still serve the device."""
+        return backends.active(self._backend[0]) == self._backend[1]
+
+    def run(self, inputs, memory, journal):
+        """Carry the step out on input tensors and a step's memory. Returns the plain output leaves."""
+        entries = [memory.entries[key] for key in self._entries]
+        return self._function(inputs, memory.output, entries, journal)
+
+    # -- what matters ------------------------------------------------------------------------------------------------
+
+    def _fold(self, calls, tensors):
+        """Numbers of views of constants: constants themselves."""
+        constant = {number for number, what in self._leaves.items() if what[0] == "constant"}
+        folded = set()
+        for call in calls:
+            if call[0] == "journal":
+                continue
+            func, args, kwargs, outs = call
+            refs = list(references((args, kwargs)))
+            if not refs or func._schema.is_mutable or not all(ref in constant for ref in refs):
+                continue
+            storages = {tensors[ref].untyped_storage()._cdata for ref in refs}
+            if all(tensors[out].untyped_storage()._cdata in storages for out in outs):
+                constant.update(outs)
+                folded.update(outs)
+        return folded
+
+    @staticmethod
+    def _living(calls, folded, wanted):
+        """The calls that something asks for: results, what the journal keeps, writes in place, and all that these need."""
+        kept = []
+        for call in reversed(calls):
+            if call[0] == "journal":
+                wanted.update(call[2] or ())
+                kept.append(call)
+                continue
+            func, args, kwargs, outs = call
+            if func._schema.is_mutable or any(out in wanted and out not in folded for out in outs):
+                wanted.update(references((args, kwargs)))
+                kept.append(call)
+        return kept[::-1]
+
+    @staticmethod
+    def _is_birth(call):
+        func, args, kwargs, _ = call
+        return func is torch.ops.aten.lift_fresh.default or not any(True for _ in references((args, kwargs)))
+
+    # -- as Python ---------------------------------------------------------------------------------------------------
+
+    def _write(self, calls, values, tuples, wanted):
+        """The living calls as the lines of a function, each tensor dropped after its last use."""
+        at_end = {ref for ref in (*wanted, *sum(values.values(), [])) if isinstance(ref, Ref)}
+        last = {ref: place for place, call in enumerate(calls) for ref in _used(call)}
+        for place, call in enumerate(calls):
+            self._lines.append(self._kept_line(*call[1:3]) if call[0] == "journal" else self._line(*call))
+            touched = {*_used(call), *(() if call[0] == "journal" else call[3])} - at_end
+            gone = [
+                ref for ref in touched if last.get(ref, place) == place and self._names.get(ref, "").startswith("v")
+            ]
+            if gone:
+                self._lines.append(f"del {', '.join(sorted(self._names.pop(ref) for ref in gone))}")
+        for key, refs in values.items():
+            parts = ", ".join(self._name(ref) for ref in refs)
+            self._lines.append(f"{self._entry(key)}.value = ({parts}{',' if tuples[key] else ''})")
+        results = ", ".join(self._text(leaf) for leaf in wanted)
+        body = "\n    ".join([*self._lines, f"return [{results}]"])
+        names = {f"c{place}": constant for place, constant in enumerate(self._constants)}
+        exec(f"def step(inputs, recorded, entries, journal):\n    {body}", names)
+        self._function, self._lines = names["step"], None
+
+    def _kept_line(self, key, rows):
+        if rows is None:
+            return f"journal.value({self._entry(key)})"
+        return f"journal.keep({self._entry(key)}, {', '.join(self._name(ref) for ref in rows)})"
+
+    def _line(self, func, args, kwargs, outs):
+        given = [self._text(arg) for arg in args] + [f"{key}={self._text(arg)}" for key, arg in kwargs.items()]
+        line = f"{self._constant(self._callable(func))}({', '.join(given)})"
+        if all(out in self._names or out in self._leaves for out in outs):
+            return line  # nothing new: an operator that wrote in place
+        returns = func._schema.returns
+        many = len(returns) > 1 or isinstance(returns[0].type, torch._C.ListType)
+        targets = ", ".join(self._new(out) for out in outs)
+        return f"({targets},) = {line}" if many else f"{targets} = {line}"
+
+    def _callable(self, func):
+        """The operator without its dispatch to Python; of our own the kernel that serves the device."""
+        name = func._schema.name
+        return (
+            backends.implementation(name.removeprefix("sige::"), self._backend[0])
+            if name.startswith("sige::")
+            else func._op
+        )
+
+    def _constant(self, value):
+        for place, known in enumerate(self._constants[-8:], max(0, len(self._constants) - 8)):
+            if known is value:
+                return f"c{place}"
+        self._constants.append(value)
+        return f"c{len(self._constants) - 1}"
+
+    def _entry(self, key):
+        return f"entries[{self._entries.setdefault(key, len(self._entries))}]"
+
+    def _new(self, ref):
+        self._names[ref] = f"v{int(ref)}"
+        return self._names[ref]
+
+    def _name(self, ref):
+        if ref in self._names:
+            return self._names[ref]
+        if ref in self._folded:
+            return self._keep_name(ref, self._constant(self._tensors[int(ref)]))
+        what = self._leaves[ref]
+        if what[0] == "constant":
+            return self._keep_name(ref, self._constant(what[1]))
+        if what[0] in ("input", "output"):
+            return f"{'inputs' if what[0] == 'input' else 'recorded'}[{what[1]}]"
+        # read once, at the top: the entry's value may be replaced on the way
+        name = f"m{int(ref)}"
+        part = "" if what[2] is None else f"[{what[2]}]"
+        self._lines.insert(0, f"{name} = {self._entry(what[1])}.value{part}")
+        return self._keep_name(ref, name)
+
+    def _keep_name(self, ref, name):
+        self._names[ref] = name
+        return name
+
+    def _text(self, value):
+        if isinstance(value, Ref):
+            return self._name(value)
+        if isinstance(value, (tuple, list)):
+            inner = "".join(f"{self._text(part)}, " for part in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        if (
+            value is None
+            or isinstance(value, (bool, int))
+            or isinstance(value, float)
+            and value == value
+            and abs(value) < 1e300
+        ):
+            return repr(value)
+        return self._constant(value)
+
+
+def _used(call):
+    """The numbers of the tensors that a call takes."""
+    return list(references(call[2] or () if call[0] == "journal" else call[1:3]))
