@@ -1,7 +1,6 @@
 """A small stock pipeline and a session on it, shared by the tests of sessions on pipelines."""
 
 import dataclasses
-import warnings
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ def make_pipe():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_session(make_pipe):
     """``make_session(kind="text", scheduler=None, policy=..., **settings)``: a session whose levels are all sparse."""
 
@@ -45,6 +44,21 @@ def make_session(make_pipe):
         return sige.Session(make_pipe(kind, scheduler) if pipe is None else pipe, policy, vae_policy=policy, **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kept_session(make_session):
+    """One session with the picture of "a dog on a sofa", seed 3, five steps, for tests that commit nothing."""
+    session = make_session()
+    session.generate("a dog on a sofa", seed=3, steps=5)
+    return session
+
+
+@pytest.fixture
+def shared(kept_session):
+    """The session that tests share; an edit that a test leaves behind is taken back."""
+    yield kept_session
+    kept_session._drop()
 
 
 @pytest.fixture
@@ -72,12 +86,6 @@ def dense():
         return pipe(prompt, generator=torch.Generator().manual_seed(seed), **settings).images
 
     return run
-
-
-@pytest.fixture
-def quiet():
-    """``with quiet():`` lets a warning pass that the test does not look at."""
-    return warnings.catch_warnings
 
 
 @pytest.fixture

@@ -27,10 +27,9 @@ def kinds(edited):
     return "".join(kind[0] for _, kind, _, _ in edited.steps)
 
 
-def test_mask_is_the_one_that_the_search_finds(generated):
-    session = generated()
-    edited = session.edit(NEW, mask_steps=(1, 2))
-    found = mask_search.search(session.pipe, OLD, NEW, seed=3, steps=STEPS, mask_steps=(1, 2))
+def test_mask_is_the_one_that_the_search_finds(shared):
+    edited = shared.edit(NEW, mask_steps=(1, 2))
+    found = mask_search.search(shared.pipe, OLD, NEW, seed=3, steps=STEPS, mask_steps=(1, 2))
     assert edited.mask_source == "prompt" and 0 < edited.mask.float().mean() < 0.6
     assert torch.equal(edited.mask, found[False].mask)
 
@@ -60,9 +59,8 @@ def test_schedule_of_dense_and_sparse_steps(generated, settings, expected):
     assert session.recorded_steps == STEPS
 
 
-def test_user_mask_overrides_the_found_one(generated, where):
-    session = generated()
-    edited = session.edit(NEW, mask=where, dense_first=2)
+def test_user_mask_overrides_the_found_one(shared, where):
+    edited = shared.edit(NEW, mask=where, dense_first=2)
     assert edited.mask_source == "user" and kinds(edited) == "ddsss" and torch.equal(edited.mask[0], where)
 
 
@@ -83,10 +81,9 @@ def test_outside_the_found_mask_latents_are_the_recording(generated, scheduler):
         assert torch.equal(now[outside], was[outside])
 
 
-def test_dense_last_steps_change_the_whole_picture(generated, where):
-    session = generated()
-    picture = session.original
-    edited = session.edit(NEW, mask=where, dense_last=1)
+def test_dense_last_steps_change_the_whole_picture(shared, where):
+    picture = shared.original
+    edited = shared.edit(NEW, mask=where, dense_last=1)
     assert not torch.equal(edited.latents[:, :, ~where], picture.latents[:, :, ~where])
 
 
@@ -135,21 +132,19 @@ def test_commit_tells_what_it_computes(generated, where):
     assert dense < session.commit() < 3 * dense
 
 
-def test_failed_edit_leaves_the_recording(generated, where, monkeypatch):
-    session = generated()
-    expected = session.edit(NEW, mask=where).image
+def test_failed_edit_leaves_the_recording(shared, where, monkeypatch):
+    expected = shared.edit(NEW, mask=where).image
     with monkeypatch.context() as patch:
-        patch.setattr(session.pipe.vae, "decode", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(shared.pipe.vae, "decode", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            session.edit(THIRD, mask=where)
-    assert torch.equal(session.edit(NEW, mask=where).image, expected)
+            shared.edit(THIRD, mask=where)
+    assert torch.equal(shared.edit(NEW, mask=where).image, expected)
 
 
-def test_prompt_that_does_not_change(generated):
-    session = generated()
+def test_prompt_that_does_not_change(shared):
     with pytest.warns(UserWarning, match="neither prompt nor picture changed: the recorded picture is returned"):
-        edited = session.edit(OLD)
-    assert torch.equal(edited.image, session.original.image) and edited.calls == 0
+        edited = shared.edit(OLD)
+    assert torch.equal(edited.image, shared.original.image) and edited.calls == 0
 
 
 def test_mask_that_is_found_empty(generated, monkeypatch):
@@ -164,13 +159,13 @@ def test_mask_that_is_found_empty(generated, monkeypatch):
     assert session.request.prompts == [OLD]
 
 
-def test_prompts_that_share_no_word_are_an_edit_like_any_other(generated, where):
-    edited = generated().edit("two birds", mask=where)
+def test_prompts_that_share_no_word_are_an_edit_like_any_other(shared, where):
+    edited = shared.edit("two birds", mask=where)
     assert edited.change[0].kind == "unrelated" and edited.calls == STEPS
 
 
-def test_prompt_longer_than_the_encoder_reads(generated, where):
-    edited = generated().edit("a cat on a sofa " + "very " * 100, mask=where)
+def test_prompt_longer_than_the_encoder_reads(shared, where):
+    edited = shared.edit("a cat on a sofa " + "very " * 100, mask=where)
     assert edited.change[0].truncated and edited.calls == STEPS
 
 
@@ -215,9 +210,9 @@ def test_attention_is_kept_for_the_edit_after(generated):
     assert session.edit(THIRD, mask_steps=(1, 2), attention_control=True).calls == STEPS
 
 
-def test_attention_control_without_maps(generated):
+def test_attention_control_without_maps(shared):
     with pytest.raises(RecordingError, match="no attention is remembered to hold"):
-        generated().edit(NEW, attention_control=True)
+        shared.edit(NEW, attention_control=True)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +243,11 @@ def test_attention_control_without_maps(generated):
         ),
     ],
 )
-def test_edit_that_cannot_be(generated, where, settings, error, message):
-    session = generated()
-    picture = session.original
+def test_edit_that_cannot_be(shared, where, settings, error, message):
+    picture = shared.original
     with pytest.raises(error, match=message):
-        session.edit(**{"prompt": NEW, **settings})
-    assert session.original is picture and session.edit(NEW, mask=where).calls == STEPS
+        shared.edit(**{"prompt": NEW, **settings})
+    assert shared.original is picture and shared.edit(NEW, mask=where).calls == STEPS
 
 
 def test_scheduler_of_another_kind(generated, make_pipe, where):
