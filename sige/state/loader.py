@@ -24,10 +24,10 @@ class Loaded(Entry):
 
 
 class Buffers:
-    """Buffers on the device, used again for maps of the same shape."""
+    """Buffers on the device, used again for maps of the same shape. ``make(shape, dtype, device)`` makes one."""
 
-    def __init__(self):
-        self._free = {}
+    def __init__(self, make=torch.empty):
+        self._free, self._make = {}, make
         self.made = 0  # bytes allocated so far
 
     def take(self, shape, dtype, device):
@@ -36,7 +36,7 @@ class Buffers:
         if free:
             return free.pop()
         self.made += torch.Size(shape).numel() * dtype.itemsize
-        return torch.empty(shape, dtype=dtype, device=device), None
+        return self._make(shape, dtype=dtype, device=device), None
 
     def give(self, buffer, event=None):
         """Take a buffer back; ``event``: when the device has done with it."""
@@ -108,8 +108,9 @@ class Loader:
     """
 
     def __init__(self, device):
-        self.device, self.buffers = device, Buffers()
+        self.device = device
         self.copier = CudaCopier(device) if device.type == "cuda" else Copier()
+        self.buffers = Buffers(self.copier.empty)
         self.waited, self.loaded = 0.0, 0
         self._worker = ThreadPoolExecutor(1, "sige-state")
 
@@ -135,8 +136,15 @@ class Loader:
         self.buffers.clear()
 
 
+def pinned_empty(shape, dtype):
+    """A tensor in host memory that a GPU reads at full speed. RuntimeError where the system gives no more of it."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
 class Copier:
     """Fills buffers where the stored maps can be read directly: from memory or a mapped file."""
+
+    empty = staticmethod(torch.empty)
 
     def fill(self, buffer, one, rows, free):
         """Put rows (None: all) of a stored map into ``buffer`` (N, C) at their places."""
@@ -163,6 +171,11 @@ class CudaCopier:
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._staged = []  # (event after which it is free, pinned buffer)
         self._index = {}
+
+    def empty(self, shape, dtype, device):
+        """A new buffer, of memory that no other stream has work for: it is written to on this stream first."""
+        with torch.cuda.stream(self._stream):
+            return torch.empty(shape, dtype=dtype, device=device)
 
     def fill(self, buffer, one, rows, free):
         """See :meth:`Copier.fill`; ``free`` is the event after which the buffer may be written."""
@@ -199,7 +212,7 @@ class CudaCopier:
             if (tuple(pinned.shape), pinned.dtype) == (tuple(shape), dtype) and done.query():
                 del self._staged[place]
                 return pinned
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return pinned_empty(shape, dtype)
 
     def _on_device(self, rows):
         found = self._index.get(id(rows))

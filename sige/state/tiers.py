@@ -20,7 +20,7 @@ from sige.memory import Journal
 from sige.state import files
 from sige.state.budget import check_budget, map_bytes, working_bytes
 from sige.state.delta import Delta, Working
-from sige.state.loader import Loader
+from sige.state.loader import Loader, pinned_empty
 from sige.state.needs import Needs
 from sige.state.plainly import plain
 from sige.state.stored import move, stored_from, to_disk
@@ -141,7 +141,8 @@ class Tiers:
         def place(tensor):
             if tensor.is_meta:
                 return tensor
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda).copy_(tensor, non_blocking=cuda)
+            host = pinned_empty(tensor.shape, tensor.dtype) if cuda else torch.empty(tensor.shape, dtype=tensor.dtype)
+            return host.copy_(tensor, non_blocking=cuda)
 
         cuda = self._device.type == "cuda"
         try:
