@@ -175,6 +175,12 @@ class _Forward(torch.nn.Module):
         return self.loader.forward(self.module, *inputs)
 
 
+def load(model: dict, hardware: dict) -> tuple[Zoo, Runners]:
+    """What a worker keeps from job to job: the loaded model, and the runners on it."""
+    zoo = Zoo(model, hardware["device"])
+    return zoo, Runners(zoo, hardware)
+
+
 def measure(job: dict, zoo: Zoo, kept: Runners, tick: Callable[[], None] = lambda: None) -> Iterator[Reading | Bench]:
     """Yield the bench first, then every reading of every metric. Failures of methods stand in ``bench.failures``.
 

@@ -11,6 +11,7 @@ was standard output (what libraries print goes to standard error instead):
                                                        backend left to `reference`, with the reason
 """
 
+import importlib
 import json
 import os
 import sys
@@ -30,7 +31,7 @@ class Worker:
 
     def __init__(self, stream):
         self.stream = stream
-        self.zoo = self.kept = None
+        self.zoo = self.kept = self.measuring = None
 
     def say(self, **message) -> None:
         """One message to the parent."""
@@ -42,16 +43,13 @@ class Worker:
         import torch
 
         from sige.runs import environment
-        from sige.runs.measure import Runners
-        from sige.runs.models.zoo import Zoo
 
         hardware = job["hardware"]
         if hardware.get("threads"):
             torch.set_num_threads(hardware["threads"])
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(hardware.get("tf32"))
         torch.backends.cudnn.benchmark = True
-        self.zoo = Zoo(job["model"], hardware["device"])
-        self.kept = Runners(self.zoo, hardware)
+        self.zoo, self.kept = self.measuring.load(job["model"], hardware)
         self.say(say="ready", environment=environment.describe(hardware))
 
     def run(self, job: dict) -> None:
@@ -59,17 +57,17 @@ class Worker:
         from sige.kernels import backends
         from sige.runs import rows
         from sige.runs.errors import status_of
-        from sige.runs.measure import Bench, measure
         from sige.runs.metrics import Reading
 
         started, clock, bench = rows.now(), time.perf_counter(), None
         try:
             if self.zoo is None:
+                self.measuring = importlib.import_module(job["model"].get("bench") or "sige.runs.measure")
                 self.load(job)
-            for item in measure(job, self.zoo, self.kept, tick=lambda: self.say(say="tick")):
-                if isinstance(item, Bench):
+            for item in self.measuring.measure(job, self.zoo, self.kept, tick=lambda: self.say(say="tick")):
+                if not isinstance(item, Reading):
                     bench = item
-                elif isinstance(item, Reading):
+                else:
                     dtype = bench.runners[item.method].dtype
                     self.say(
                         say="row",

@@ -1,4 +1,4 @@
-"""The model as it is, with attention that writes its scores out: scores, softmax and values one after the other, as before fused kernels.
+"""The model as it is, its attention unfused: scores, softmax and values one after the other, as before fused kernels.
 
 It is the baseline under FISEdit's Table 1; what a fused kernel brings on top ("Op" there) is the difference to the plain dense method.
 """
