@@ -174,12 +174,12 @@ class _OnMeta:
 
     def _signature(self, sample, text):
         """What a call's cost depends on; None where it depends on more than can be said, and is counted each time."""
-        listened = "forward" in self.__dict__ or any(module._forward_hooks for module in self.modules())
-        if listened or (torch.is_grad_enabled() and sample.requires_grad):
-            return None
-        states = [
-            processor.signature() for processor in self.attn_processors.values() if hasattr(processor, "signature")
-        ]
+        if "forward" in self.__dict__ or (torch.is_grad_enabled() and sample.requires_grad):
+            return None  # a session follows the call, or a backward pass
+        hooks = [hook for module in self.modules() for hook in module._forward_hooks.values()]
+        parts = [*(getattr(hook, "__self__", None) for hook in hooks), *self.attn_processors.values()]
+        ours = [part for part in parts if not type(part).__module__.startswith("diffusers.")]
+        states = [part.signature() if hasattr(part, "signature") else None for part in ours]
         if any(state is None for state in states):
             return None
         return tuple(sample.shape), tuple(text.shape), tuple(states)

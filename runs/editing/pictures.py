@@ -101,13 +101,6 @@ def decoded(pipe, latents: torch.Tensor) -> torch.Tensor:
     return (pixels[0] / 2 + 0.5).clamp(0, 1)
 
 
-def start_noise(pipe, task: EditTask) -> torch.Tensor:
-    """Start latents (1, C, h, w): those that the stock pipeline draws for the same seed."""
-    height, width = (side // pipe.vae_scale_factor for side in (task.height, task.width))
-    shape = (1, pipe.unet.config.in_channels, height, width)
-    return torch.randn(shape, generator=generator(task), dtype=pipe.unet.dtype).to(pipe.device)
-
-
 def texts(pipe, *prompts: str) -> torch.Tensor:
     """Text encodings (n, tokens, width) of prompts, one row each."""
     return torch.cat([pipe.encode_prompt(prompt, pipe.device, 1, False)[0] for prompt in prompts])

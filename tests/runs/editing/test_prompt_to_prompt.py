@@ -1,5 +1,6 @@
 """Prompt-to-Prompt: two prompts side by side, maps of words that stay taken over."""
 
+import diffusers
 import pytest
 import torch
 
@@ -24,6 +25,13 @@ def test_the_same_prompt_gives_the_base_picture(pipe, make_task, stock):
     task = make_task(new_prompt="a dog on a sofa")
     result = edited(pipe, task)
     assert torch.allclose(result.image, stock(pipe, task, task.prompt), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler"])
+def test_so_it_does_with_the_pipeline_s_own_scheduler(pipe, make_task, stock, monkeypatch, name):
+    monkeypatch.setattr(pipe, "scheduler", getattr(diffusers, name).from_config(pipe.scheduler.config))
+    task = make_task(new_prompt="a dog on a sofa")
+    assert torch.allclose(edited(pipe, task).image, stock(pipe, task, task.prompt), atol=1e-3)
 
 
 def test_the_original_is_the_base_picture(pipe, make_task, stock):
