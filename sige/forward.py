@@ -41,7 +41,7 @@ class Forward:
         self.input_maps = ()  # the call's inputs that are maps
         self._calls = {}
         self._position = 0
-        self._made = {}  # while recording: id of a remembered map -> (weak reference to it, its key)
+        self._made = {}  # while recording: id of a remembered map -> (weak reference to it, its keys)
 
     def key(self, operator):
         """The key of this call: (module path, operator, call number). PathError when the recording went elsewhere."""
@@ -95,8 +95,10 @@ class Forward:
         """
         rows = self._own(rows.flatten(1) if rows.dim() != 2 else rows)
         if self.recording:
-            full = self._remember(key, kind, rows.contiguous())
-            self._made[id(full)] = (weakref.ref(full), key)
+            full = rows.contiguous()
+            self._remember(key, kind, full)
+            known, keys = self._made.get(id(full), (lambda: None, []))
+            self._made[id(full)] = (weakref.ref(full), [*keys, key] if known() is full else [key])
             self.memory.reads[key] = []
             self.memory.writes[key] = (active.height, active.width, active.kind)
             return full
@@ -110,14 +112,11 @@ class Forward:
         return entry.value
 
     def _remember(self, key, kind, full):
-        """Remember a map (N, C) in the policy's ``state_dtype``; returns it as it is used from here on."""
-        dtype = self.policy.state_dtype
+        """Remember a map (N, C) in the policy's ``state_dtype``. The recorded forward goes on with the map as it was computed."""
+        kept, dtype = full, self.policy.state_dtype
         if dtype is not None and full.is_floating_point():
-            if is_packed(dtype):
-                self.memory.remember(key, kind, pack(full, dtype))
-                return full
-            full = full.to(dtype)
-        return self.memory.remember(key, kind, full).value
+            kept = pack(full, dtype) if is_packed(dtype) else full.to(dtype)
+        self.memory.remember(key, kind, kept)
 
     def mix_map(self, key, kind, active, rows, rate):
         """Remember a map like :meth:`keep_map`, its new rows (n, C) mixed with the remembered ones: rate * new + (1 - rate) * old.
@@ -137,9 +136,9 @@ class Forward:
     def reads(self, source, *what):
         """Note that rows of the remembered map ``source`` are read: ``what`` says which, see ``sige.state.needs``."""
         if self.recording:
-            found, key = self._made[id(source)]
-            if found() is source and what not in self.memory.reads[key]:
-                self.memory.reads[key].append(what)
+            for key in self._made[id(source)][1]:
+                if what not in self.memory.reads[key]:
+                    self.memory.reads[key].append(what)
 
     def _own(self, rows):
         """Rows that may be remembered: a copy where they are a view of what the caller gave the model."""
