@@ -1,5 +1,6 @@
 """Tasks, the list of methods, and methods as a configuration names them."""
 
+import diffusers
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -7,6 +8,7 @@ from omegaconf import OmegaConf
 import sige.paths
 from sige.runs.editing import registry, runner
 from sige.runs.errors import JobFailure, UserError
+from sige.runs.models import text_to_image
 
 
 @pytest.mark.parametrize(
@@ -96,3 +98,24 @@ def test_a_configured_method_says_its_own_settings(name):
 
 def test_every_method_is_configured():
     assert {options["editor"] for options in editor_methods().values()} == set(registry.EDITORS)
+
+
+@pytest.fixture(scope="module")
+def in_16_bits():
+    """Pipelines in bfloat16 with FISEdit's scheduler."""
+    pipes = {}
+    for kind in ("text", "inpaint", "instruct"):
+        pipe = text_to_image.small_pipeline(kind=kind)
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            torch.nn.Module.to(part, torch.bfloat16)
+        pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        pipes[kind] = pipe
+    return pipes
+
+
+@pytest.mark.parametrize("name", registry.EDITORS)
+def test_every_method_runs_in_16_bits(in_16_bits, make_task, half, name):
+    options = {"diffedit": {"maps": 2}}.get(name, {})
+    result = registry.edit(name, in_16_bits, make_task(steps=2, mask=half, options=options))
+    assert result.image.dtype == result.original.dtype == torch.float32 and result.image.shape == (3, 64, 64)
+    assert result.image.isfinite().all() and not torch.equal(result.image, result.original)
