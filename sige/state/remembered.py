@@ -66,6 +66,10 @@ class Remembered:
                 f"{folder} was recorded with the model {settings['model']}, this one is {store.fingerprint(self.model)}: load it with "
                 "the model and the weights that it was recorded with"
             )
+        if "pipeline" in settings and not hasattr(self, "pipe"):
+            raise StorageError(
+                f"{folder} holds a session on a {settings['pipeline']}: load it with such a pipeline, not with its model alone"
+            )
         return steps, extra
 
     def state_tiers(self):

@@ -8,7 +8,7 @@ from sige.errors import RecordingError, StorageError
 from sige.runs.models import text_to_image
 from sige.session import Session
 
-STEPS = 4
+STEPS = 3
 OLD, NEW, THIRD = "a dog on a sofa", "a cat on a sofa", "a cat on a red sofa"
 
 
@@ -95,6 +95,14 @@ def test_folder_of_a_models_session(make_session, tmp_path):
     assert Session.load(tmp_path, session.pipe).recorded_steps == 1
 
 
+def test_pictures_are_not_loaded_with_the_model_alone(edited, tmp_path):
+    edited.save(tmp_path)
+    with pytest.raises(
+        StorageError, match="holds a session on a StableDiffusionPipeline: load it with such a pipeline"
+    ):
+        Session.load(tmp_path, edited.pipe.unet)
+
+
 def test_truncated_file_is_named(edited, tmp_path):
     edited.save(tmp_path)
     victim = sorted(tmp_path.glob("step-0001-*"))[0]
@@ -141,7 +149,7 @@ def test_refresh_makes_the_recording_dense_again(make_session, distance):
 def test_refresh_comes_after_every_few_commits(make_session, monkeypatch):
     session, seen = make_session(refresh_every=2), []
     monkeypatch.setattr(session, "refresh", lambda: seen.append(session._commits) or 0)
-    in_a_row(session, 5)
+    in_a_row(session, 4)
     assert seen == [2, 4]
 
 

@@ -8,7 +8,7 @@ import torch
 import sige
 from sige.runs.models import text_to_image
 
-STEPS = 3
+STEPS = 2
 OLD, NEW = "a dog on a sofa", "a cat on a sofa"
 TYPES = [pytest.param(kind, id=str(kind).removeprefix("torch.")) for kind in (torch.bfloat16, torch.float16)]
 
