@@ -40,12 +40,14 @@ def resolved_policy(options: dict, model: dict):
 
 
 def check(options: dict, model: dict | None = None) -> None:
-    """The policy must exist and the dials must fit it; the engine's own sentence says what would."""
+    """The policy must exist, the dials and the memory budget must fit it; the engine's own sentence says what would."""
     from sige import SigeError
+    from sige.state.budget import check_budget
 
     dense.check(options)
     try:
         resolved_policy(options, model or {})
+        check_budget(options.get("memory_budget"))
     except SigeError as error:
         raise UserError(str(error)) from error
 
