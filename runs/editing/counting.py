@@ -1,7 +1,7 @@
 """Multiply-accumulates of an editing method at full size, counted on the executed pipeline.
 
     count("diffedit", EditTask("a dog", "a cat", steps=50), model)     # model: conf/model/sd21_unet.yaml, resolved
-    Count(method="diffedit", steps=50, calls=90, macs_total=150_437..., macs_per_step=3008..., ...)
+    Count(method="diffedit", steps=50, calls=90, macs_total=150_437_402_214_400, ...)
 
 The method runs as it always does, on a pipeline whose U-Net is the full-size network on the meta device: it sees the real
 shapes, attention processors and gradients, computes nothing, and answers with noise. Every operator of it is counted at the
@@ -39,7 +39,8 @@ class Count:
     """What an edit takes. The making of the original is left out, except where a method makes both at once.
 
     steps: of the sampler.   calls: of the U-Net.   macs_total: of the edit.   macs_per_step: macs_total over ``steps``.
-    parts: {part of the run: (calls, macs)}.   macs_per_sparse_step: mean over FISEdit's sparse steps, None for other methods.
+    parts: {part of the run: (calls, macs)}.   macs_per_sparse_step: mean over FISEdit's sparse steps, None for other methods; the
+    first of them also projects the new text, for all.
     """
 
     method: str
