@@ -24,8 +24,8 @@ VERDICTS = (
 COLUMNS = ["cell", "paper", "item", "label", "published", "unit", "measured", "lo", "hi", "relative_difference"]
 COLUMNS += ["tolerance", "verdict", "why", "source", "run_id", "shipped_value", "kind", "confidence", "note"]
 
-_LESS_IS_BETTER = ("macs", "latency", "fid", "lpips", "peak_memory", "state_bytes", "transfer")
-_MORE_IS_BETTER = ("macs_ratio", "speedup", "calls_per_second", "efficiency", "miou", "psnr", "clip")
+_LESS_IS_BETTER = ("macs", "latency", "fid", "lpips", "peak_memory", "state_bytes", "transfer", "travel_bytes", "edit_macs")
+_MORE_IS_BETTER = ("macs_ratio", "speedup", "edit_speedup", "calls_per_second", "efficiency", "miou", "psnr", "clip")
 # First parts of the names of what runs/metrics/ measures; what a cell asks for beyond them nobody measures yet.
 _MEASURED_HERE = (
     "macs",
@@ -39,7 +39,8 @@ _MEASURED_HERE = (
     "peak_memory",
 )
 _MEASURED_HERE += ("edit_area", "mask_density.", "state_bytes.total", "calls_per_second", "error_max", "error_rel_l2")
-_MEASURED_HERE += ("active_fraction", "fallbacks")
+_MEASURED_HERE += ("active_fraction", "fallbacks", "state_bytes.all_activations", "travel_bytes", "transfer")
+_MEASURED_HERE += ("edit_macs", "edit_speedup", "edit_seconds", "edit_calls")
 _NOT_MEASURED = ("edit_area_mean", "psnr_ground_truth", "psnr_original")  # of whole data sets
 _BLANKED_BY_THE_GATE = ("speedup", "efficiency", "calls_per_second")
 

@@ -26,7 +26,7 @@ _ALWAYS = (
     "sige.analysis.image_errors",
 )
 _SUFFIXES = {".py", ".cpp", ".cu", ".metal", ".csv", ".json"}
-_TIMED = {"latency", "time_share", "roofline", "transfer", "edit_times"}
+_TIMED = {"latency", "time_share", "roofline", "transfer", "edit_times", "sequence"}
 
 
 def short(text: str | bytes) -> str:
