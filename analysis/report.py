@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sige.analysis import catalogue, figures, network_tables, results, tables, targets, verdict
+from sige.analysis import catalogue, editing_tables, figures, network_tables, results, tables, targets, verdict
 from sige.analysis.schema import SchemaError, write_atomically
 
 _HEADLINE = (
@@ -33,7 +33,9 @@ def build(results_dir: str | Path = "results") -> list[Path]:
     table = results.load_results(folder)
     papers = targets.load()
     verdicts = verdict.judge(table, papers)
-    items = catalogue.build_catalogue(papers, verdicts, {**figures.by_item(), **network_tables.BY_ITEM})
+    items = catalogue.build_catalogue(
+        papers, verdicts, {**figures.by_item(), **network_tables.BY_ITEM, **editing_tables.BY_ITEM}
+    )
     made = [folder / "verdicts.csv", folder / "catalogue.csv"]
     write_atomically(
         {path: frame.to_csv(index=False).encode() for path, frame in zip(made, (verdicts, items), strict=True)}

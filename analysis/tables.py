@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sige.analysis import kernel_tables, network_tables
+from sige.analysis import editing_tables, kernel_tables, network_tables
 from sige.analysis.schema import write_atomically
 from sige.analysis.selection import (
     HEADLINE_MODEL,
@@ -191,6 +191,19 @@ def all_tables(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) ->
             "FISEdit's Table 3: MACs of the U-Net at 768x768",
             network_tables.fisedit_table(table, targets, verdicts),
         ),
+        "fisedit-table1": (
+            "FISEdit's Table 1: what each part saves in a step",
+            editing_tables.ablation(table, targets),
+        ),
+        "fisedit-table2": (
+            "FISEdit's Table 2: a step's compute, remembered bytes and transfer",
+            editing_tables.transfer(table, targets),
+        ),
+        "fisedit-whole-edits": (
+            "FISEdit's Table 3: whole edits by every method",
+            editing_tables.methods(table, targets),
+        ),
+        "sige-sequential": ("Edits in a row, each on top of the last", editing_tables.sequence(table)),
         "networks-time": ("Every network: time of one step", network_tables.times_table(table)),
         "kernels": ("Operators of the kernels one by one", kernel_tables.kernels(table)),
         "sige-state": ("Remembered bytes of one step, MiB by kind", state_table(table, targets)),
