@@ -37,6 +37,20 @@ def steps_of(model, policy, images, times=TIMES, edits=1, commit=True, **setting
     return outputs, effect, session
 
 
+def edit(session, x, mask, **wanted):
+    """Outputs of one edit of all steps; ``replay`` turns replaying on or off before."""
+    session._replay._wanted = wanted.get("replay", True)
+    with session.edit(mask):
+        return [session.model(x, time).sample for time in tensor_times()]
+
+
+def record(session, x):
+    with session.record():
+        for time in tensor_times():
+            session.model(x, time)
+    return session
+
+
 def tensor_times():
     return [torch.tensor(time) for time in TIMES]
 
@@ -60,10 +74,7 @@ def test_undo_takes_replayed_steps_back(unet, small, images, name):
     _, _, session = steps_of(unet, small(name), images, tensor_times(), commit=False)
     after = [tensor.clone() for tensor in maps(session)]
     session.undo()
-    fresh = sige.Session(unet, small(name), replay=False)
-    with fresh.record():
-        for time in tensor_times():
-            unet(images[0], time)
+    fresh = record(sige.Session(unet, small(name), replay=False), images[0])
     assert (same(after, maps(session)), same(maps(fresh), maps(session))) == (False, True)
 
 
@@ -131,91 +142,51 @@ def test_a_second_edit_with_the_same_mask_is_replayed_from_its_first_step_on(une
     assert (session.replayed_steps, same(plain, replayed)) == (6, True)
 
 
-def test_steps_are_told_apart_by_a_number_that_takes_part(small, images):
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+class Conv(nn.Module):
+    """A convolution, and what ``then`` makes of its output and the time step."""
 
-        def forward(self, x, time):
-            return self.conv(x) * (time / 100)
+    def __init__(self, then):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.then = nn.Conv2d(3, 3, 3, padding=1), then
 
-    torch.manual_seed(0)
-    model, (original, edited, mask) = Scaled(), images
+    def forward(self, x, time):
+        return self.then(self.conv(x), time)
+
+
+@pytest.mark.parametrize(
+    "then, times",
+    [
+        pytest.param(lambda x, time: x * (time / 100), TIMES, id="a number that takes part"),
+        pytest.param(lambda x, time: x.relu() if time > 400 else x.tanh(), TIMES, id="a branch on a number"),
+        pytest.param(
+            lambda x, time: x + torch.tensor([time / 9]).sin().view(1, 1, 1, 1), TIMES, id="a constant made of it"
+        ),
+        pytest.param(lambda x, time: x * (2 if time.item() > 400 else 3), tensor_times(), id="a value looked at"),
+    ],
+)
+def test_steps_that_a_number_tells_apart_are_not_replayed(small, images, then, times):
+    model, (original, edited, mask) = Conv(then), images
     results = []
     for replay in (False, True):
         session = sige.Session(model, small("pixel"), replay=replay)
         with session.record():
-            for time in TIMES:
+            for time in times:
                 model(original, time)
         with session.edit(mask):
-            results.append([model(edited, time) for time in TIMES])
+            results.append([model(edited, time) for time in times])
     assert (session.replayed_steps, same(*results)) == (0, True)
 
 
-def test_steps_are_told_apart_by_a_branch_on_a_number(small, images):
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-        def forward(self, x, time):
-            x = self.conv(x)
-            return x.relu() if time > 400 else x.tanh()
-
-    torch.manual_seed(0)
-    model, (original, edited, mask) = Branching(), images
-    results = []
-    for replay in (False, True):
-        session = sige.Session(model, small("pixel"), replay=replay)
-        with session.record():
-            for time in TIMES:
-                model(original, time)
-        with session.edit(mask):
-            results.append([model(edited, time) for time in TIMES])
-    assert (session.replayed_steps, same(*results)) == (0, True)  # two of each: the one runs, the other is traced
-
-
-def test_a_constant_made_from_the_time_step_keeps_steps_apart(small, images):
-    class Shifted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-        def forward(self, x, time):
-            return self.conv(x) + torch.tensor([float(time)]).sin().view(1, 1, 1, 1)
-
-    torch.manual_seed(0)
-    model, (original, edited, mask) = Shifted(), images
-    results = []
-    for replay in (False, True):
-        session = sige.Session(model, small("pixel"), replay=replay)
-        with session.record():
-            for time in TIMES:
-                model(original, time)
-        with session.edit(mask):
-            results.append([model(edited, time) for time in TIMES])
-    assert (session.replayed_steps, same(*results)) == (0, True)
-
-
-def test_a_model_that_looks_at_values_is_not_replayed(small, images):
-    class Looking(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-        def forward(self, x, time):
-            return self.conv(x) * (2 if time.item() > 400 else 3)
-
-    model, (original, edited, mask) = Looking(), images
+def test_steps_with_the_same_number_are_replayed(small, images):
+    model, (original, edited, mask) = Conv(lambda x, time: x * (time / 100)), images
     session = sige.Session(model, small("pixel"))
     with session.record():
-        for time in tensor_times():
-            model(original, time)
+        for _ in range(3):
+            model(original, 500)
     with session.edit(mask):
-        for time in tensor_times():
-            model(edited, time)
-    assert session.replayed_steps == 0
+        outputs = [model(edited, 500) for _ in range(3)]
+    assert (session.replayed_steps, torch.equal(outputs[0], outputs[2])) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -232,41 +203,24 @@ def test_a_model_that_looks_at_values_is_not_replayed(small, images):
     ],
 )
 def test_a_model_that_changed_between_edits_is_not_replayed_as_it_was(unet, small, images, change):
-    model = copy.deepcopy(unet)
     original, edited, mask = images
-    session = sige.Session(model, small("sige"))
-    with session.record():
-        for time in tensor_times():
-            model(original, time)
+    session = record(sige.Session(copy.deepcopy(unet), small("sige")), original)
     for _ in range(2):
-        with session.edit(mask):
-            for time in tensor_times():
-                model(edited, time)
+        edit(session, edited, mask)
     session.undo()
-    change(model)
-    with session.edit(mask):
-        replayed = [model(edited, time).sample for time in tensor_times()]
-    session._replay._wanted = False
-    with session.edit(mask):
-        plain = [model(edited, time).sample for time in tensor_times()]
-    assert same(plain, replayed)
+    change(session.model)
+    replayed = edit(session, edited, mask)
+    assert same(edit(session, edited, mask, replay=False), replayed)
 
 
 def test_hooks_are_heard(unet, small, images):
     original, edited, mask = images
-    session = sige.Session(unet, small("incremental"))
-    with session.record():
-        for time in tensor_times():
-            unet(original, time)
-    with session.edit(mask):
-        for time in tensor_times():
-            unet(edited, time)
+    session = record(sige.Session(unet, small("incremental")), original)
+    edit(session, edited, mask)
     heard = []
     handle = unet.conv_in.register_forward_hook(lambda *_: heard.append(1))
     try:
-        with session.edit(mask):
-            for time in tensor_times():
-                unet(edited, time)
+        edit(session, edited, mask)
     finally:
         handle.remove()
     assert len(heard) == len(TIMES)
@@ -283,28 +237,16 @@ def test_a_counter_sees_what_runs(unet, small, images):
 def test_a_recording_made_anew_is_edited_anew(unet, small, images):
     original, edited, mask = images
     _, _, session = steps_of(unet, small("incremental"), images, tensor_times(), edits=2)
-    with session.record():
-        for time in tensor_times():
-            unet(-original, time)
+    record(session, -original)
     moved = torch.where(mask, edited, -original)
-    results = []
-    for wanted in (True, False):
-        session._replay._wanted = wanted
-        with session.edit(mask):
-            results.append([unet(moved, time).sample for time in tensor_times()])
-    assert same(*results)
+    assert same(edit(session, moved, mask), edit(session, moved, mask, replay=False))
 
 
 def test_an_input_in_another_layout_is_not_replayed_as_the_first(unet, small, images):
-    original, edited, mask = images
+    _, edited, mask = images
     _, _, session = steps_of(unet, small("incremental"), images, tensor_times(), edits=2, commit=False)
     last = edited.contiguous(memory_format=torch.channels_last)
-    results = []
-    for wanted in (True, False):
-        session._replay._wanted = wanted
-        with session.edit(mask):
-            results.append([unet(last, time).sample for time in tensor_times()])
-    assert same(*results)
+    assert same(edit(session, last, mask), edit(session, last, mask, replay=False))
 
 
 def test_replay_can_be_turned_off(unet, small, images):
