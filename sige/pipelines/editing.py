@@ -60,9 +60,14 @@ class EditRun:
                 macs = self._replay()
         macs += self.blocks.macs - held
         macs += sum(sum(step.dense_macs.values()) for step, _, _, again in session._edited if again is not None)
+        put_back = session.vae.prepare()
+        try:
+            with self.blocks.block("sparse"):
+                Session.commit(session)
+        except BaseException:
+            put_back()
+            raise
         session.vae.commit()
-        with self.blocks.block("sparse"):
-            Session.commit(session)
         return macs
 
     def _replay(self):

@@ -77,8 +77,30 @@ class Autoencoder:
             whole += dense_macs(encoder)
         return done, whole
 
+    def prepare(self):
+        """Do what can fail of ``commit``: record anew what ran dense. Returns a function that puts the recordings back."""
+        before = []
+
+        def put_back():
+            for step, was in before:
+                step.__dict__.update(was)
+
+        try:
+            for session in (self.decoder, self.encoder):
+                if session is not None and any(again is not None for *_, again in session._edited):
+                    before += [(step, dict(step.__dict__)) for step, *_ in session._edited]
+                    session._record_anew([(step, again) for step, _, _, again in session._edited if again is not None])
+                    session._edited = [
+                        (step, step.inputs, step.output, None) if again is not None else (step, inputs, output, None)
+                        for step, inputs, output, again in session._edited
+                    ]
+        except BaseException:
+            put_back()
+            raise
+        return put_back
+
     def commit(self):
-        """The pictures of the last edit become those that the next one differs from."""
+        """The pictures of the last edit become those that the next one differs from. Nothing can fail after ``prepare``."""
         if self.vae is not None:
             self.decoder.commit()
             if self._coming is not None:

@@ -1,10 +1,12 @@
 """A session's whole life: generate, edit, edit again, undo, leave it on disk, take it up again; many edits in a row."""
 
+import errno
+
 import pytest
 import torch
 
 import sige.pipelines
-from sige.errors import RecordingError, StorageError
+from sige.errors import BudgetError, RecordingError, StorageError
 from sige.runs.models import text_to_image
 from sige.session import Session
 
@@ -164,3 +166,29 @@ def test_closed_session_forgets(edited):
     assert edited.state_bytes() == {}
     with pytest.raises(RecordingError, match="nothing is generated yet"):
         edited.edit("a cat")
+
+
+def test_full_disk_keeps_the_earlier_save(edited, where, tmp_path, monkeypatch):
+    edited.save(tmp_path)
+    expected = edited.original.image
+    edited.edit(THIRD, mask=where)
+    edited.commit()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sige.state.files.os.fsync", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            edited.save(tmp_path)
+    assert torch.equal(sige.pipelines.reopen(tmp_path, edited.pipe).original.image, expected)
+    assert edited.edit(OLD, mask=where).calls == STEPS
+
+
+def test_budget_too_small_for_a_step_keeps_the_picture(make_session, where):
+    session = make_session()
+    picture = session.generate(OLD, steps=STEPS)
+    session._budget = (1000, None)
+    with pytest.raises(BudgetError, match="memory_budget=1000 bytes does not hold one step"):
+        session.generate(NEW, steps=STEPS)
+    assert session.original is picture and session.edit(NEW, mask=where).calls == STEPS

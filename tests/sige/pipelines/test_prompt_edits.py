@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import sige
 from sige.errors import ChangedInputError, MaskError, PromptError, RecordingError
 from sige.pipelines import mask_search
 from sige.pipelines.editing import recorded_input
@@ -109,12 +110,14 @@ def test_committed_steps_are_those_of_a_dense_run_where_the_mask_is_full(generat
         assert distance(mine.output[0], whole.output[0]) < 1e-3
 
 
-def test_failed_commit_takes_the_edit_back(generated, where, elsewhere, monkeypatch):
-    session = generated()
-    picture, expected = session.original, session.edit(THIRD, mask=elsewhere).image
-    session.edit(NEW, mask=where, dense_first=1)
+@pytest.mark.parametrize("part", ["unet", "decoder"])
+def test_failed_commit_takes_the_edit_back(make_pipe, shared, where, elsewhere, monkeypatch, part):
+    session = sige.Session(make_pipe(), shared.policy, vae_policy="incremental")
+    picture = session.generate(OLD, seed=3, steps=STEPS)
+    expected = session.edit(THIRD, mask=elsewhere).image
+    session.edit(NEW, mask=where, dense_first=1, dense_last=1)  # at its end both halves wait to be recorded anew
     with monkeypatch.context() as patch:
-        patch.setattr(session.vae.decoder, "commit", lambda: 1 / 0)
+        patch.setattr(session if part == "unet" else session.vae.decoder, "_record_anew", lambda reruns: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             session.commit()
     assert session.original is picture
@@ -264,3 +267,20 @@ def test_scheduler_of_other_settings(generated, make_pipe, where):
     session.pipe.scheduler = make_pipe(scheduler="DDIMScheduler", timestep_spacing="trailing").scheduler
     with pytest.raises(ChangedInputError, match="has other settings than the DDIMScheduler"):
         session.edit(NEW, mask=where)
+
+
+def test_scheduler_that_makes_other_steps(shared, where, monkeypatch):
+    monkeypatch.setattr("sige.pipelines.sampling.number_of_steps", lambda pipe, request: 4)
+    with pytest.raises(ChangedInputError, match="the scheduler makes 4 steps, the recording has 5"):
+        shared.edit(NEW, mask=where)
+
+
+def test_time_steps_that_are_not_the_recorded_ones(generated, where):
+    session = generated()
+    session.trajectory.times[2] += 1
+    with pytest.raises(
+        ChangedInputError, match="U-Net call 3 of the edit is for time step .*, which the recording has not"
+    ):
+        session.edit(NEW, mask=where)
+    session.trajectory.times[2] -= 1
+    assert session.edit(NEW, mask=where).calls == STEPS
