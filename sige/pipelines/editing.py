@@ -11,6 +11,7 @@ import torch
 from sige.effect import Effect
 from sige.errors import ChangedInputError
 from sige.pipelines import sampling
+from sige.pipelines.timing import watch
 from sige.pipelines.trajectory import put_back, put_back_history, scheduler_tensors
 from sige.session import Session
 
@@ -31,7 +32,7 @@ class EditRun:
 
     def __init__(self, session, pipe, request, start, mask, changed, dense_first, dense_last, find, blocks):
         self.session, self.pipe, self.request, self.start = session, pipe, request, start
-        self.clock = None  # set by whoever runs it
+        self.clock = None
         self.changed, self._find, self.blocks = changed, find, blocks
         self.mask = None if mask is None else mask.to(session.original.latents.device)
         self.trajectory = session.trajectory.copy()
@@ -44,13 +45,19 @@ class EditRun:
         self._control = contextlib.ExitStack()
 
     def go(self):
-        """Run. Returns the pictures (B, 3, H, W) in [0, 1]; NothingToEdit when the mask that was found is empty."""
+        """Run. Returns the pictures (B, 3, H, W) in [0, 1], None when the mask that was found is empty."""
         with self._control, self._sparse, contextlib.ExitStack() as stack:
+            self.clock = watch(stack, self.session.model, self.session.vae.vae)
+            self.session.vae.edit_encoder(stack, self.pipe, self.request)
             stack.callback(self.session.model.register_forward_pre_hook(self._before_call, with_kwargs=True).remove)
             self._control.enter_context(self.blocks.block("dense" if self.dense_first else "sparse"))
             if not self.dense_first:
                 self._turn_sparse()
-            return sampling.run(self.pipe, self.request, self._after_step)
+            try:
+                return sampling.run(self.pipe, self.request, self._after_step)
+            except NothingToEdit:
+                getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
+                return None
 
     def commit(self):
         """Make what the run left in the recordings theirs, the first dense steps included. Returns the MACs that it takes."""

@@ -17,7 +17,7 @@ import torch
 from sige.errors import RecordingError
 from sige.pipelines import checks, sampling, saving
 from sige.pipelines.attention_blocks import AttentionBlocks, control_for
-from sige.pipelines.editing import EditRun, NothingToEdit, recorded_call
+from sige.pipelines.editing import EditRun, recorded_call
 from sige.pipelines.pictures import Edited, Picture, picture_of, unchanged
 from sige.pipelines.timing import watch
 from sige.pipelines.trajectory import Trajectory, scheduler_tensors
@@ -163,22 +163,11 @@ class PipelineSession(Session):
         blocks = AttentionBlocks(self.pipe, self.control, request, attention_control, self._control_prompts, first)
         run = EditRun(self, pipe, request, start, wish.mask, changed, first, dense_last, find, blocks)
         try:
-            pictures = self._go(run)
+            pictures = run.go()
         except BaseException:
             self._forget(run)
             raise
         return self._finished(run, wish, pictures)
-
-    def _go(self, run):
-        """Run an edit to its end. Returns its pictures, None where the mask that was found is empty."""
-        with contextlib.ExitStack() as stack:
-            run.clock = watch(stack, self.model, self.vae.vae)
-            self.vae.edit_encoder(stack, run.pipe, run.request)
-            try:
-                return run.go()
-            except NothingToEdit:
-                getattr(run.pipe, "maybe_free_model_hooks", lambda: None)()
-                return None
 
     def _finished(self, run, wish, pictures):
         """The Edited of a run, which waits for ``commit`` from here on."""
