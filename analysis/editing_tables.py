@@ -18,6 +18,7 @@ ABLATION = {  # method -> parts that are on, as the paper's columns call them; t
     "incremental": ("ours", ""),
 }
 _SIZES = {"sd21_unet": "768", "sd21_unet_512": "512", "sd21_narrow": "512"}
+_BY_SIZE = ("_session", "_session_radical")  # methods whose cost depends on the edit
 _MB = 1.048576
 
 
@@ -103,9 +104,12 @@ def methods(table: pd.DataFrame, targets: Targets) -> pd.DataFrame:
     printed |= {"diffedit": "diffedit-0.8", "instruct_pix2pix": "instruct-pix2pix"}
     own = {"fisedit-88": "fisedit-5", "fisedit-3": "fisedit-15", "fisedit-12": "fisedit-30"}
     dense = next((value for key, value in counted.items() if key[1:] == ("sdtp", "edit_macs_per_step")), math.nan)
-    out = []
+    out, seen = [], set()
     for edit in sorted(areas.index, key=areas.get):
         for method in dict.fromkeys(rows[rows["edit"] == edit]["method"]):
+            if method in seen and not method.endswith(_BY_SIZE):  # costs the same at every size
+                continue
+            seen.add(method)
 
             def of(values, metric, edit=edit, method=method):
                 return values.get((edit, method, metric), math.nan)

@@ -19,7 +19,7 @@ _MAP = re.compile(r"map (\d+)x(\d+): ([0-9a-f]+)")
     items=["fig3", "app2"],
     caption="Latent difference of two prompts by step, and the mask found in the first ten, without and with attention control "
     "(small pipeline, random weights).",
-    order=40,
+    order=62,
 )
 def draw(table, targets):
     """Return the figure and its numbers: for each pair a row of tiles and its mask without and with control; below, the curves."""

@@ -18,7 +18,7 @@ _METHODS = {
     items=["sequential-edits"],
     caption="Edits in a row, each on top of the last: drift from a dense run of the same edits, and MACs of each edit (small "
     "pipeline, random weights).",
-    order=36,
+    order=63,
 )
 def draw(table, targets):
     """Return the figure and its numbers: drift on the left, MACs saved on the right."""

@@ -11,7 +11,7 @@ _OURS = ("fisedit_session", "fisedit_session_radical", "incremental_session")
     items=["table3"],
     caption="Whole edits by every method. Left: mean MACs of a step of Stable Diffusion 2.1, all of the edit's calls counted. "
     "Right: time of the edit on the small pipeline. Hatched: what the paper prints, of one step.",
-    order=38,
+    order=61,
 )
 def draw(table, targets):
     """Return the figure and its numbers: a bar a method, those of the engine once for each size of edit."""
