@@ -7,14 +7,17 @@ from sige.runs.metrics import Reading
 
 ORDER = 10
 ON_META = True  # needs shapes, no values
+PLAIN = "sdtp"  # the plain pipeline on the new prompt
 
 
 def collect(bench, steps=None):
     """Rows of scope ``edit``: ``edit_macs`` and ``edit_calls`` of the U-Net over the edit, ``edit_macs.<part>`` and
-    ``edit_calls.<part>`` of its parts, ``edit_macs_per_step`` over the sampler's steps, for the engine ``edit_macs_per_sparse_step``.
+    ``edit_calls.<part>`` of its parts, ``edit_macs_per_step`` over the sampler's steps, ``edit_macs_ratio``, how many times fewer
+    that is than of the plain pipeline where it was counted before, and for the engine ``edit_macs_per_sparse_step``.
 
     steps: of the sampler; None: the model's own number. In-painting fills the edit's mask; a method that finds its own uses noise.
     """
+    plain = None
     for method in list(bench.runners):
         with bench.guard(method):
             options = bench.options(method)
@@ -24,7 +27,13 @@ def collect(bench, steps=None):
             if options["options"].get("dials"):
                 changes["options"]["dials"] = options["options"]["dials"]
             task = dataclasses.replace(bench.task, steps=steps or bench.task.steps, **changes)
-            yield from _rows(method, counting.count(editor, task, network))
+            count = counting.count(editor, task, network)
+            yield from _rows(method, count)
+            if editor == PLAIN:
+                plain = method, count.macs_per_step
+            elif plain is not None:
+                ratio = plain[1] / count.macs_per_step
+                yield Reading(method, "edit_macs_ratio", ratio, "x", scope="edit", baseline=plain[0])
         bench.tick()
 
 
