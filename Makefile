@@ -25,8 +25,9 @@ help: ## Show this list
 
 setup: $(STAMP) ## Create the virtual environment and install everything, pinned
 
+# A process a core, four at most; each takes whole files, with one thread.
 test: $(STAMP) ## Run the tests (ARGS=tests/kernels: only those)
-	@$(RUN) -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 reproduce: $(STAMP) ## Measure the papers' tables and figures on this machine, with a verdict on each number
 	@$(RUN) -m sige.runs experiment=reproduce $(ARGS)
