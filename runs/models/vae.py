@@ -11,7 +11,7 @@ from sige.runs.errors import JobFailure
 from sige.runs.models import diffusers_folder, latents
 
 CHANGED = (0,)
-PARTS = ("encoder", "decoder")
+HALVES = ("encoder", "decoder")
 
 
 class Encoder(nn.Module):
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
 
 
 def _check(model: dict) -> None:
-    if model["part"] not in PARTS:
+    if model["part"] not in HALVES:
         raise JobFailure("invalid", f"{model['name']} has part={model['part']!r}; choose encoder or decoder.")
 
 

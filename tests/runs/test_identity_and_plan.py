@@ -1,10 +1,18 @@
 """Identity: equal for equal runs, different for whatever makes another number. Plan: run, cached, or stale and why."""
 
+import importlib
+import importlib.util
+import re
+
 import pytest
 import runner_fakes as fakes
 
+from sige.paths import project_root
 from sige.runs import identity, plan, rows
 from sige.runs.metrics import Reading
+
+MODELS = (project_root() / "conf" / "model").glob("*.yaml")
+LOADERS = sorted({re.search(r"^loader: (\S+)", path.read_text(), re.M).group(1) for path in MODELS})
 
 
 def identify(job):
@@ -153,3 +161,9 @@ def test_the_dry_table_says_state_edit_and_why(planned, store):
 def test_the_summary_counts(planned, store):
     finish(store, planned("brush-5"))
     assert plan.summary(planned("brush-5", "brush-30")) == "1 to run, 1 cached, 0 stale"
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_parts_that_a_loader_names_are_files(loader):
+    parts = getattr(importlib.import_module(loader), "PARTS", ())
+    assert [part for part in parts if importlib.util.find_spec(part) is None] == []
