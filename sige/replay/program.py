@@ -17,9 +17,7 @@ class Program:
         if tracer.reason is not None:
             raise Untraceable(tracer.reason)
         self.report, self._backend = report, (device_type, backends.active(device_type))
-        self._leaves, tensors = tracer.leaves, tracer.tensors()
         self._names, self._constants, self._entries, self._lines = {}, [], {}, []
-        folded = self._fold(tracer.calls, tensors)
         changed = {
             key: entry for kind, key, rows, entry in (c for c in tracer.calls if c[0] == "journal") if rows is None
         }
@@ -28,12 +26,11 @@ class Program:
         wanted = [leaf if not isinstance(leaf, torch.Tensor) else tracer.number(leaf) for leaf in outputs]
         self._leaves = tracer.leaves  # complete only now
         kept = self._living(
-            tracer.calls, folded, {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
+            tracer.calls, {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
         )
         self.born = any(self._is_birth(call) for call in kept if call[0] != "journal")
-        self._tensors, self._folded = tensors, folded
         self._write(kept, values, tuples, wanted)
-        del self._tensors, self._folded, self._leaves, self._names
+        del self._leaves, self._names
 
     def fits(self):
         """Whether the kernels that the program was made of still serve the device."""
@@ -46,25 +43,8 @@ class Program:
 
     # -- what matters ------------------------------------------------------------------------------------------------
 
-    def _fold(self, calls, tensors):
-        """Numbers of views of constants: constants themselves."""
-        constant = {number for number, what in self._leaves.items() if what[0] == "constant"}
-        folded = set()
-        for call in calls:
-            if call[0] == "journal":
-                continue
-            func, args, kwargs, outs = call
-            refs = list(references((args, kwargs)))
-            if not refs or func._schema.is_mutable or not all(ref in constant for ref in refs):
-                continue
-            storages = {tensors[ref].untyped_storage()._cdata for ref in refs}
-            if all(tensors[out].untyped_storage()._cdata in storages for out in outs):
-                constant.update(outs)
-                folded.update(outs)
-        return folded
-
     @staticmethod
-    def _living(calls, folded, wanted):
+    def _living(calls, wanted):
         """The calls that something asks for: results, what the journal keeps, writes in place, and all that these need."""
         kept = []
         for call in reversed(calls):
@@ -73,7 +53,7 @@ class Program:
                 kept.append(call)
                 continue
             func, args, kwargs, outs = call
-            if func._schema.is_mutable or any(out in wanted and out not in folded for out in outs):
+            if func._schema.is_mutable or any(out in wanted for out in outs):
                 wanted.update(references((args, kwargs)))
                 kept.append(call)
         return kept[::-1]
@@ -147,8 +127,6 @@ class Program:
     def _name(self, ref):
         if ref in self._names:
             return self._names[ref]
-        if ref in self._folded:
-            return self._keep_name(ref, self._constant(self._tensors[int(ref)]))
         what = self._leaves[ref]
         if what[0] == "constant":
             return self._keep_name(ref, self._constant(what[1]))

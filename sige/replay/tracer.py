@@ -1,14 +1,12 @@
 """Notes every operator of one sparse step: what it was called with, and what it gave."""
 
+import weakref
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from sige.memory import Journal
-
-HELD_BYTES = (
-    1 << 30
-)  # a step that makes more is dominated by its arithmetic, and is not worth the memory that tracing it takes
 
 _VARIES = (torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -33,9 +31,10 @@ class Untraceable(Exception):
 
 
 class Tracer(TorchDispatchMode):
-    """Inside the ``with`` block every operator is noted; the tensors live until the trace is dropped, so that none takes another's id.
+    """Inside the ``with`` block every operator is noted. A tensor has a number as long as it lives; the trace keeps none alive that the
+    step made, so that tracing takes no more memory than the step.
 
-    leaves: tensor id -> what it is: ("input", i), ("output", i), ("memory", key, part) or, found on the way, ("constant", tensor).
+    leaves: number -> what it is: ("input", i), ("output", i), ("memory", key, part) or, found on the way, ("constant", tensor).
     calls: [(function, arguments, keyword arguments, numbers of the results)], and what the journal was told.
     reason: why the step cannot be replayed; None while it can.
     """
@@ -43,7 +42,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, inputs, memory):
         super().__init__()
         self.leaves, self.calls, self.reason = {}, [], None
-        self._numbers, self._held, self._bytes = {}, [], 0
+        self._numbers, self._alive, self._count = {}, {}, 0  # by the tensor's id
         self._keys = {id(entry): key for key, entry in memory.entries.items()}
         for key, entry in memory.entries.items():
             for part, tensor in enumerate(entry.tensors()):
@@ -56,9 +55,19 @@ class Tracer(TorchDispatchMode):
 
     def _leaf(self, tensor, what):
         if id(tensor) not in self._numbers:
-            self._held.append(tensor)
-            self._numbers[id(tensor)] = len(self._numbers)
-            self.leaves[self._numbers[id(tensor)]] = what
+            self.leaves[self._born(tensor)] = what
+
+    def _born(self, tensor):
+        """Number a tensor, and forget it when it dies: another may then get its id."""
+        key = id(tensor)
+        self._numbers[key] = self._count
+        self._alive[key] = weakref.ref(tensor, lambda _: self._dead(key))
+        self._count += 1
+        return self._numbers[key]
+
+    def _dead(self, key):
+        self._numbers.pop(key, None)
+        self._alive.pop(key, None)
 
     def number(self, tensor):
         """The number of a tensor; one that is new here was there before the step, and is taken for a constant."""
@@ -75,14 +84,10 @@ class Tracer(TorchDispatchMode):
             return {key: self.numbered(part) for key, part in value.items()}
         return value
 
-    def tensors(self):
-        """Every tensor of the trace by its number."""
-        return dict(enumerate(self._held))
-
     def refuse(self, reason):
         """This step cannot be replayed; nothing more is noted."""
         self.reason = self.reason or reason
-        self.calls, self._held, self._numbers, self.leaves = [], [], {}, {}
+        self.calls, self._numbers, self._alive, self.leaves = [], {}, {}, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -99,14 +104,24 @@ class Tracer(TorchDispatchMode):
         if values or any(tag in func.tags for tag in _VARIES) and not _by_numbers(func, args):
             self.refuse(f"{func} gives what depends on values")
             return
+        if self._views_of_constants(func, taken, results):
+            for part in results:
+                self.number(part)
+            return
         for part in results:
             if id(part) not in self._numbers:
-                self._held.append(part)
-                self._numbers[id(part)] = len(self._numbers)
-                self._bytes += part.nbytes
+                self._born(part)
         self.calls.append((func, *taken, [Ref(self._numbers[id(part)]) for part in results]))
-        if self._bytes > HELD_BYTES:
-            self.refuse("it makes too much")
+
+    def _views_of_constants(self, func, taken, results):
+        """Whether results are views of what was there before the step: constants themselves."""
+        refs = list(references(taken))
+        if not refs or func._schema.is_mutable or func is torch.ops.aten.lift_fresh.default:
+            return False
+        if not all(self.leaves.get(ref, ("made",))[0] == "constant" for ref in refs):
+            return False
+        storages = {self.leaves[ref][1].untyped_storage()._cdata for ref in refs}
+        return all(part.untyped_storage()._cdata in storages for part in results)
 
     def journal(self, entry, target=None, index=None, old=None):
         """Note that the journal keeps rows ``old`` of ``target`` at ``index``, or the whole value of an entry."""
