@@ -8,6 +8,7 @@ from sige.errors import PolicyError
 from sige.kernels import ops
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
+from sige.rules.projections import part_of
 from sige.rules.registry import rule
 
 _HEADS = ("b", "f", "p", "f")
@@ -99,9 +100,16 @@ def _whole(forward, key, x):
 
 
 def _reprojected(forward, place, key, value):
-    """Keys and values of all positions, projected from remembered tokens: those that the edit left alone, anew at every step."""
+    """Keys and values of all positions, projected from remembered tokens: those that the edit left alone, anew at every step.
+
+    A layer that makes queries too takes part with its rows for keys and for values alone.
+    """
     made = [forward.projections.get(x.rows.untyped_storage()._cdata) for x in (key, value)]
-    if None in made or made[0][0] is not made[1][0]:
+    cut = [
+        None if found is None or found[0].active is not x.active else part_of(x.rows, found[3], *found[1:3])
+        for x, found in zip((key, value), made)
+    ]
+    if None in cut or made[0][0] is not made[1][0]:
         raise PolicyError(
             f"policy kv='reprojected' finds no linear layer that makes keys and values from the same tokens at "
             f"{forward.path[-1] or 'the root module'}: use kv='remembered'"
@@ -109,7 +117,7 @@ def _reprojected(forward, place, key, value):
     tokens = made[0][0]
     full = forward.keep_map(place, "kv_tokens", tokens.active, tokens.rows)
     forward.reads(full, "all")
-    return [_projected(forward, full, x, weight, bias) for x, (_, weight, bias, _) in zip((key, value), made)]
+    return [_projected(forward, full, x, *layer) for x, layer in zip((key, value), cut)]
 
 
 def _projected(forward, full, x, weight, bias):

@@ -191,6 +191,107 @@ def test_keys_of_other_tokens_than_the_values_cannot_be_projected_anew(trial):
         trial(Elsewhere, mask="small", kv="reprojected")
 
 
+class Fused(nn.Module):
+    """One linear layer makes queries, keys and values; ``parts`` takes its output (B, N, 24) apart into three (B, heads, N, width)."""
+
+    def __init__(self, parts, bias=True):
+        super().__init__()
+        self.first, self.qkv, self.parts = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 24, bias), parts
+
+    def forward(self, x):
+        x = self.first(x)
+        query, key, value = self.parts(self.qkv(x.flatten(2).transpose(1, 2)))
+        found = F.scaled_dot_product_attention(query, key, value)
+        return x + found.permute(0, 1, 3, 2).reshape(x.shape)
+
+
+def chunked(x):
+    return [part.view(*x.shape[:2], HEADS, WIDTH).transpose(1, 2) for part in x.chunk(3, dim=-1)]
+
+
+def unbound(x):
+    return x.view(*x.shape[:2], 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def of_each_head(x):
+    return x.view(*x.shape[:2], HEADS, 3 * WIDTH).transpose(1, 2).chunk(3, dim=-1)
+
+
+def width_first(x):
+    return [part.view(*x.shape[:2], WIDTH, HEADS).permute(0, 3, 1, 2) for part in x.chunk(3, dim=-1)]
+
+
+FUSED = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: Fused(chunked), id="chunked"),
+        pytest.param(lambda: Fused(chunked, bias=False), id="no bias"),
+        pytest.param(lambda: Fused(unbound), id="unbound"),
+        pytest.param(lambda: Fused(of_each_head), id="head by head"),
+        pytest.param(lambda: Fused(width_first), id="width before heads"),
+    ],
+)
+
+
+@FUSED
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("mask", ["full", "small", "wide"])
+def test_keys_and_values_of_a_fused_layer_are_projected_anew(trial, make, mask, batch):
+    again, kept = (trial(make, mask=mask, kv=kv, batch=batch) for kv in ("reprojected", "remembered"))
+    assert ((again.after - kept.after).abs().max() < 1e-5, again.effect.fallbacks) == (True, [])
+
+
+@FUSED
+def test_a_fused_layer_projects_keys_and_values_of_other_positions_and_no_queries(trial, make):
+    done = trial(make, mask="small", kv="reprojected")
+    active = int(done.effect.active.sum())
+    assert done.effect.sparse_macs_by_kind["linear"] == (active * 24 + (1024 - active) * 16) * 8
+
+
+@FUSED
+def test_a_fused_layer_remembers_its_tokens_once(trial, make):
+    assert trial(make, mask="small", kv="reprojected").session.state_bytes()["kv_tokens"] == 1024 * 8 * 4
+
+
+@FUSED
+def test_a_fused_layer_that_changed_is_projected_as_it_is_now(trial, make):
+    done = trial(make, mask="small", kv="reprojected")
+    with torch.no_grad():
+        done.session.model.qkv.weight[8:].zero_()
+    with done.session.edit(torch.ones(32, 32, dtype=torch.bool)):
+        whole = done.session.model(done.edited)
+    done.session.undo()
+    small = torch.zeros(32, 32, dtype=torch.bool)
+    small[9:14, 10:17] = True
+    with done.session.edit(small) as effect:
+        part = done.session.model(done.edited)
+    active = effect.active[:, None].expand_as(part)
+    # all values are the bias, so attention gives the same at every position and whatever the keys are
+    centre = active.clone()
+    centre[:, :, :10], centre[:, :, 13:], centre[..., :11], centre[..., 16:] = False, False, False, False
+    assert (part - whole)[centre].abs().max() < 1e-5
+
+
+def test_keys_of_a_fused_layer_that_are_normalised_cannot_be_projected_anew(trial):
+    def parts(x):
+        query, key, value = chunked(x)
+        return query, F.layer_norm(key, (WIDTH,)), value
+
+    with pytest.raises(PolicyError, match="from the same tokens at the root module: use kv='remembered'$"):
+        trial(lambda: Fused(parts), mask="small", kv="reprojected")
+
+
+def test_keys_of_heads_whose_width_comes_first_are_projected_anew(trial):
+    """Behind a layer of their own too, the order of features is that of the heads."""
+
+    class Swapped(Attention):
+        def heads(self, x):
+            return x.view(len(x), -1, WIDTH, HEADS).permute(0, 3, 1, 2)
+
+    again, kept = (trial(Swapped, mask="small", kv=kv) for kv in ("reprojected", "remembered"))
+    assert (again.after - kept.after).abs().max() < 1e-5
+
+
 # -- tiles of tokens --
 
 GEOMETRIES = pytest.mark.parametrize("geometry", ["level", "window", "tile"])
