@@ -63,7 +63,8 @@ class Session(Remembered):
         self._journals = {}
         self._plans = {}
         self._edited = []
-        self._interception, self._replay = Interception(self.model), Replay(self.model, replay)
+        self._interception, self._wants_replay = Interception(self.model), replay
+        self._replay = Replay(self.model, replay)
         self.extra = None  # what the caller saved beside the recording
         self._shared = Shared()
         self._budget, self._tiers = (memory_budget, state_folder), Tiers(memory_budget, state_folder)

@@ -38,12 +38,7 @@ def pack(session, extra):
         "control_prompts": session._control_prompts,
         "control": None if control is None else (control.calls, control.max_positions, control.branch, control._maps),
     }
-    settings = {
-        "policy": session.policy,
-        "token_grid": None,
-        "model": store.fingerprint(session.model),
-        "pipeline": type(session.pipe).__name__,
-    }
+    settings = {**session._settings(), "pipeline": type(session.pipe).__name__}
     return steps, settings, {"pipeline": pipeline, "extra": extra}
 
 

@@ -89,7 +89,8 @@ def decode(value, tensors):
     return _classes()[kind](**{name: decode(item, tensors) for name, item in inner.items()})
 
 
-_FIELDS = ("trace", "reads", "writes", "dense_macs", "requests", "autocast")
+_FIELDS = ("trace", "reads", "writes", "dense_macs", "requests", "autocast", "calls")
+_LATER = {"calls"}  # not in folders of earlier releases: such steps are not replayed
 
 
 def encode_step(memory, encoder):
@@ -116,7 +117,8 @@ def decode_step(value, tensors):
     memory.output = decode(value["output"], tensors)
     memory.tree = treespec_loads(value["tree"])
     for field in _FIELDS:
-        setattr(memory, field, decode(value[field], tensors))
+        if field in value or field not in _LATER:
+            setattr(memory, field, decode(value[field], tensors))
     for key, kind, item in value["entries"]:
         entry = Entry(kind, decode(item, tensors))
         entry.stamp()

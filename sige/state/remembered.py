@@ -34,17 +34,27 @@ class Remembered:
         for step in self._steps:
             step.check_untouched()
         self._tiers.wait()
-        settings = {"policy": self.policy, "token_grid": self.token_grid, "model": store.fingerprint(self.model)}
-        store.save(folder, self._steps, settings, self.extra if extra is None else extra)
+        store.save(folder, self._steps, self._settings(), self.extra if extra is None else extra)
+
+    def _settings(self):
+        """What a session of the same kind is made with, and the model that it is for."""
+        return {
+            "policy": self.policy,
+            "token_grid": self.token_grid,
+            "model": store.fingerprint(self.model),
+            "replay": self._wants_replay,
+        }
 
     @classmethod
-    def load(cls, folder, model, memory_budget=None, state_folder=None):
+    def load(cls, folder, model, memory_budget=None, state_folder=None, replay=None):
         """The session that was saved in a folder, for the same model. Edits of it give the same bits as edits of the one saved.
 
-        StorageError naming the file that is missing, truncated or altered, or the model that is another one.
+        replay: as for ``sige.Session``; None: what the session that was saved had. Steps of a folder that an earlier release wrote are
+        not replayed. StorageError naming the file that is missing, truncated or altered, or the model that is another one.
         """
         settings = store.settings_of(folder)
-        session = cls(model, settings["policy"], settings["token_grid"], memory_budget, state_folder)
+        replay = settings.get("replay", True) if replay is None else replay
+        session = cls(model, settings["policy"], settings["token_grid"], memory_budget, state_folder, replay=replay)
         session._reopen(folder)
         return session
 
