@@ -22,6 +22,7 @@ BACKENDS = ("reference", "cpu", "triton", "mps")
 FAMILIES = {
     "gather_rows": "gather",
     "scatter_rows_": "gather",
+    "exchange_rows_": "gather",
     "conv_rows": "convolution",
     "conv_tiles": "convolution",
     "conv_map": "convolution",

@@ -17,6 +17,7 @@ _listening = torch._C._len_torch_dispatch_stack
 _library = torch.library.Library("sige", "DEF")
 _library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
 _library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
+_library.define("exchange_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> Tensor")
 _library.define("conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups) -> Tensor")
 _library.define(
     "conv_tiles(Tensor source, Tensor index, int[2] tile, Tensor weight, Tensor? bias, int groups) -> Tensor"
@@ -64,6 +65,11 @@ def _(source, index):
 @torch.library.register_fake("sige::scatter_rows_", lib=_library)
 def _(target, index, rows):
     return None
+
+
+@torch.library.register_fake("sige::exchange_rows_", lib=_library)
+def _(target, index, rows):
+    return target.new_empty(index.numel(), target.shape[1])
 
 
 @torch.library.register_fake("sige::conv_rows", lib=_library)
@@ -147,6 +153,11 @@ def gather_rows(source, index):
 def scatter_rows_(target, index, rows):
     """Write ``rows`` (n, C) into ``target`` (N, C) at distinct row numbers ``index`` (n,), in place; nothing is copied."""
     _call("scatter_rows_", target, index, rows)
+
+
+def exchange_rows_(target, index, rows):
+    """`scatter_rows_` that returns the rows (n, C) which were there before, in the target's dtype: what undoes it."""
+    return _call("exchange_rows_", target, index, rows)
 
 
 def conv_rows(source, index, weight, bias, groups=1):

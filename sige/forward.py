@@ -107,8 +107,7 @@ class Forward:
             self.journal.value(entry)
             entry.value = rows.contiguous().to(entry.value.dtype)
         else:
-            self.journal.overwrite(entry, active.positions)
-            ops.scatter_rows_(entry.value, active.positions, rows)
+            self.journal.exchange(entry, active.positions, rows)
         return entry.value
 
     def _remember(self, key, kind, full):

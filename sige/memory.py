@@ -53,9 +53,11 @@ class Journal:
     def check(self):
         """Wait until what the edit changed is kept; nothing here."""
 
-    def overwrite(self, entry, index):
-        """Keep the rows of an entry's map at ``index`` before they are overwritten, whatever they are."""
-        self.rows(entry, entry.value, index)
+    def exchange(self, entry, index, rows):
+        """Write ``rows`` (n, C) into an entry's map at ``index`` and keep what was there."""
+        old = ops.exchange_rows_(entry.value, index, rows)
+        self._entries.append((entry, entry.value, index, old))
+        return old
 
     def value(self, entry):
         """Keep an entry's whole value before it is replaced (a reference, not a copy)."""
@@ -89,7 +91,7 @@ class StepMemory:
         self.dense_macs = {}
         self.requests = {}  # what the recording asked of its plan
         self.autocast = None
-        self.calls = None  # what the model called, as numbers to compare: see ``sige.replay.fingerprint``
+        self.calls = None  # what the model called, as digests to compare: see ``sige.replay.fingerprint``
 
     def remember(self, key, kind, value):
         """Keep ``value`` under ``key``."""

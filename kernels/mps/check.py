@@ -73,6 +73,7 @@ def cases(dtype):
     yield "gather_rows", "117 of 400 rows", (rows, places)
     yield "scatter_rows_", "117 of 400 rows", (rows.clone(), places, random(117, 24, dtype=dtype, seed=3))
     yield "scatter_rows_", "from float32", (rows.clone(), places, random(117, 24, dtype=torch.float32, seed=3))
+    yield "exchange_rows_", "117 of 400 rows", (rows.clone(), places, random(117, 24, dtype=dtype, seed=3))
     maps = [random(2, 24, dtype=dtype, seed=seed) for seed in (1, 2)]
     yield "affine_rows", "a map for each sample", (rows, *maps, scattered(200, 400).repeat(2) % 2)
     yield "affine_rows", "one map", (rows, maps[0][:1], maps[1][:1], None)
@@ -94,8 +95,9 @@ def _wide(arguments):
 
 def _results(operator, result, arguments):
     """What an operator gave, written in place or returned, as a list of float64 tensors on the CPU."""
-    found = arguments[0] if operator.endswith("_") else result
-    return [part.cpu().double() for part in (found if isinstance(found, tuple) else (found,))]
+    found = [] if result is None else [*result] if isinstance(result, tuple) else [result]
+    written = [arguments[0]] if operator.endswith("_") else []
+    return [part.cpu().double() for part in (*written, *found)]
 
 
 def compare(operator, arguments, device):

@@ -46,3 +46,25 @@ kernel void scatter_rows(
     const T_FROM value = rows[long(place.y) * sizes[2] + long(place.x) * sizes[3]];
     target[row * sizes[0] + long(place.x) * sizes[1]] = MOVED(value);
 }
+
+// The same, with what was there before going to `old` (rows, width), contiguous.
+// sizes: those of scatter_rows, then the width.
+kernel void exchange_rows(
+    device T_TO* target [[buffer(0)]],
+    device const long* index [[buffer(1)]],
+    device const T_FROM* rows [[buffer(2)]],
+    device T_TO* old [[buffer(3)]],
+    constant long* sizes [[buffer(4)]],
+    uint2 place [[thread_position_in_grid]])
+{
+    const long row = index[place.y];
+    const long kept = long(place.y) * sizes[4] + long(place.x);
+    if (row < 0) {
+        old[kept] = T_TO(0);
+        return;
+    }
+    const long spot = row * sizes[0] + long(place.x) * sizes[1];
+    const T_FROM value = rows[long(place.y) * sizes[2] + long(place.x) * sizes[3]];
+    old[kept] = target[spot];
+    target[spot] = MOVED(value);
+}

@@ -33,14 +33,31 @@ def gather_rows(source, index):
     return out
 
 
-def scatter_rows_(target, index, rows):
+def _write(target, index, rows, old=None):
+    """Scatter; what was there goes to ``old`` (n, C), contiguous, if given."""
+    moved = (target, rows) if old is None else (target, rows, old)
     many = 1
     if target.dtype == rows.dtype:
-        word, many = _words(rows.shape[1], target, rows)
+        word, many = _words(rows.shape[1], *moved)
         types = {"T_FROM": launch.WORDS[word], "T_TO": launch.WORDS[word], "CONVERTED": 0}
     else:
         launch.serve(target, rows)
         types = {"T_FROM": launch.NUMBERS[rows.dtype], "T_TO": launch.NUMBERS[target.dtype], "CONVERTED": 1}
     sizes = [target.stride(0) // many, target.stride(1), rows.stride(0) // many, rows.stride(1)]
-    arguments = (target, launch.row_numbers(index), rows, sizes)
-    launch.run("gather", "scatter_rows", types, arguments, *launch.each(index.numel(), rows.shape[1] // many))
+    places, grid = launch.row_numbers(index), launch.each(index.numel(), rows.shape[1] // many)
+    if old is None:
+        launch.run("gather", "scatter_rows", types, (target, places, rows, sizes), *grid)
+    else:
+        launch.run(
+            "gather", "exchange_rows", types, (target, places, rows, old, [*sizes, rows.shape[1] // many]), *grid
+        )
+
+
+def scatter_rows_(target, index, rows):
+    _write(target, index, rows)
+
+
+def exchange_rows_(target, index, rows):
+    old = target.new_empty(index.numel(), target.shape[1])
+    _write(target, index, rows, old)
+    return old

@@ -7,3 +7,9 @@ def gather_rows(source, index):
 
 def scatter_rows_(target, index, rows):
     target[index] = rows.to(target.dtype)
+
+
+def exchange_rows_(target, index, rows):
+    old = target[index]
+    target[index] = rows.to(target.dtype)
+    return old

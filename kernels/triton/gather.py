@@ -4,6 +4,7 @@ Beyond the contract, row number -1 stands for "no row": it is what `compaction` 
 capacity can be used as it is. Gathering it gives zeros, scattering it writes nothing.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -26,7 +27,7 @@ def _gather(source, index, out, n, source_row, source_column, WIDTH: tl.constexp
 
 @triton.jit(do_not_specialize=["n"])
 def _scatter(
-    target, index, rows, n, target_row, target_column, rows_row, rows_column,
+    target, index, rows, old, n, target_row, target_column, rows_row, rows_column,
     WIDTH: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -35,6 +36,12 @@ def _scatter(
     inside = (row >= 0)[:, None] & (c < WIDTH)[None, :]
     values = tl.load(rows + m.to(tl.int64)[:, None] * rows_row + c[None, :] * rows_column, mask=inside)
     place = target + row[:, None] * target_row + c[None, :] * target_column
+    if old is not None:
+        # What is there before the write, of "no row" zeros. Rows are distinct: no other program writes here.
+        before = tl.load(place, mask=inside, other=0)
+        tl.store(
+            old + m.to(tl.int64)[:, None] * WIDTH + c[None, :], before, mask=(m < n)[:, None] & (c < WIDTH)[None, :]
+        )
     tl.store(place, values.to(target.dtype.element_ty), mask=inside)
 
 
@@ -56,11 +63,23 @@ def gather_rows(source, index):
     return out
 
 
-def scatter_rows_(target, index, rows):
+def _write(target, index, rows, old=None):
+    """Scatter; what was there goes to ``old`` (n, C), contiguous, if given."""
     launch.serve(target, rows)
     index = index.contiguous()
     lines, columns, grid = _blocks(*rows.shape)
-    arguments = dict(target=target, index=index, rows=rows, n=index.numel())
+    arguments = dict(target=target, index=index, rows=rows, old=old, n=index.numel())
     arguments.update(target_row=target.stride(0), target_column=target.stride(1))
     arguments.update(rows_row=rows.stride(0), rows_column=rows.stride(1), WIDTH=rows.shape[1], BM=lines, BC=columns)
     launch.run(_scatter, grid, arguments)
+
+
+def scatter_rows_(target, index, rows):
+    _write(target, index, rows)
+
+
+def exchange_rows_(target, index, rows):
+    launch.serve(target)
+    old = torch.empty(index.numel(), target.shape[1], dtype=target.dtype, device=target.device)
+    _write(target, index, rows, old)
+    return old

@@ -17,6 +17,7 @@ _PARTS = {
     "gather_scatter": (
         "gather",
         "scatter",
+        "exchange",
         "index",
         "copy",
         "clone",

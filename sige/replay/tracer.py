@@ -151,6 +151,12 @@ class TracedJournal(Journal):
         self._tracer.journal(entry, target, index, old)
         return old
 
+    def exchange(self, entry, index, rows):
+        """See :meth:`Journal.exchange`."""
+        old = super().exchange(entry, index, rows)
+        self._tracer.journal(entry, entry.value, index, old)
+        return old
+
     def value(self, entry):
         """See :meth:`Journal.value`."""
         super().value(entry)

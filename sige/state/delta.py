@@ -49,12 +49,12 @@ class Delta(Journal):
         self._touched[entry.key] = (entry, index)
         return ops.gather_rows(target, index)
 
-    def overwrite(self, entry, index):
-        """See :meth:`Journal.overwrite`."""
-        if isinstance(entry, Loaded):
-            self._touched[entry.key] = (entry, index)
-        else:
-            super().overwrite(entry, index)
+    def exchange(self, entry, index, rows):
+        """See :meth:`Journal.exchange`; of a stored map nothing is kept now, and nothing returned."""
+        if not isinstance(entry, Loaded):
+            return super().exchange(entry, index, rows)
+        self._touched[entry.key] = (entry, index)
+        ops.scatter_rows_(entry.value, index, rows)
 
     def value(self, entry):
         """See :meth:`Journal.value`."""

@@ -18,6 +18,7 @@ TAPS = torch.tensor([[0, 1, 2, -1], [3, 4, -1, 5], [6, 7, 8, 9]])
 CALLS = {
     "gather_rows": lambda: (random(10, 8), torch.tensor([0, 3, 7])),
     "scatter_rows_": lambda: (random(10, 8), torch.tensor([0, 3, 7]), random(3, 8, seed=1)),
+    "exchange_rows_": lambda: (random(10, 8), torch.tensor([0, 3, 7]), random(3, 8, seed=1)),
     "conv_rows": lambda: (random(10, 8), TAPS, random(16, 8, 2, 2, seed=1), random(16)),
     "conv_tiles": lambda: (random(10, 8), torch.arange(32).view(2, 16) % 10, 2, random(12, 8, 3, 3), None),
     "conv_map": lambda: (random(2, 8, 7, 9), random(16, 8, 3, 3, seed=1), random(16), (2, 1), (1, 0)),

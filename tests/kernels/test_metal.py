@@ -96,6 +96,23 @@ def test_gather_from_a_view(shimmed):
 
 
 @pytest.mark.parametrize("rows", [strided(3, 5, 1), random(3, 5)], ids=["view", "contiguous"])
+def test_exchange_in_a_view(shimmed, rows):
+    target, index = strided(9, 5), torch.tensor([8, 0, 3])
+    before, expected = target.clone(), target.clone()
+    expected[index] = rows
+    old = gather.exchange_rows_(target, index, rows)
+    assert (torch.equal(old, before[index]), torch.equal(target, expected)) == (True, True)
+
+
+def test_exchange_skips_row_minus_one(shimmed):
+    index, target = torch.tensor([-1, 2]), random(4, 8)
+    before, rows = target.clone(), random(2, 8, seed=1)
+    old = gather.exchange_rows_(target, index, rows)
+    before_and_after = torch.equal(old[1], before[2]), torch.equal(target[2], rows[1])
+    assert (old[0].tolist(), before_and_after, torch.equal(target[:2], before[:2])) == ([0] * 8, (True, True), True)
+
+
+@pytest.mark.parametrize("rows", [strided(3, 5, 1), random(3, 5)], ids=["view", "contiguous"])
 def test_scatter_into_a_view(shimmed, rows):
     target, index = strided(9, 5), torch.tensor([8, 0, 3])
     expected = target.clone()

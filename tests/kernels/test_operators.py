@@ -160,6 +160,7 @@ def arguments():
     return {
         "gather_rows": (random(10, 8), index),
         "scatter_rows_": (random(10, 8), index, rows),
+        "exchange_rows_": (random(10, 8), index, rows),
         "conv_rows": (random(10, 8), taps, random(16, 8, 2, 2, seed=3), random(16), 1),
         "conv_tiles": (random(10, 8), torch.arange(-1, 31).view(2, 16) % 10, 2, random(12, 4, 3, 3), random(12), 2),
         "conv_map": (random(2, 8, 7, 9), random(16, 4, 3, 3, seed=3), random(16), (2, 1), (1, 0), (1, 2), 2),

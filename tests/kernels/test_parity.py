@@ -259,6 +259,27 @@ def test_scatter_rows_writes_the_named_rows_and_no_other(backend, dtype, mask, c
 
 
 @pytest.mark.parametrize("channels", [3, 17, 24])
+def test_exchange_rows_gives_what_was_there_and_writes_like_scatter(dtype, mask, channels):
+    target, index = random(BATCH * HEIGHT * WIDTH, channels, dtype=dtype), active_rows(mask)
+    rows, before = random(len(index), channels, dtype=dtype, seed=1), target.clone()
+    old = call("exchange_rows_", target, index, rows)
+    expected = before.clone()
+    expected[index] = rows
+    assert (torch.equal(old, before[index]), torch.equal(target, expected)) == (True, True)
+
+
+def test_exchange_rows_keeps_the_maps_dtype(backend):
+    target, rows = random(9, 24, dtype=torch.float16), random(2, 24, dtype=torch.float32, seed=1)
+    before, index = target.clone(), torch.tensor([7, 2])
+    old = call("exchange_rows_", target, index, rows)
+    assert (old.dtype, torch.equal(old, before[index]), torch.equal(target[index], rows.half())) == (
+        torch.float16,
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize("channels", [3, 17, 24])
 @pytest.mark.parametrize("batched", [True, False], ids=["one map a sample", "one map"])
 def test_affine_rows(dtype, mask, channels, batched):
     index = active_rows(mask)

@@ -170,6 +170,12 @@ def test_row_minus_one_gathers_zeros_and_scatters_nothing():
     assert (rows.tolist(), target.tolist()) == ([[0, 0], [5, 5]], [[0, 0], [7, 7], [0, 0]])
 
 
+def test_row_minus_one_exchanges_nothing_and_gives_zeros():
+    index, target = torch.tensor([-1, 1], device=DEVICE), torch.full((3, 2), 5.0, device=DEVICE)
+    old = gather.exchange_rows_(target, index, torch.full((2, 2), 7.0, device=DEVICE))
+    assert (old.tolist(), target.tolist()) == ([[0, 0], [5, 5]], [[5, 5], [7, 7], [5, 5]])
+
+
 def test_a_changed_weight_is_arranged_again_and_let_go_with_its_weight():
     before, weight = weights.packed_bytes(), random(8, 4, 3, 3)
     weights.matrix(weight)

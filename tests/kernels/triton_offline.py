@@ -55,6 +55,7 @@ def normalised(dtype):
 def copied(dtype):
     gather.gather_rows(empty(65536, 128, dtype=dtype), numbers(800))
     gather.scatter_rows_(empty(65536, 128, dtype=dtype), numbers(800), empty(800, 128, dtype=dtype))
+    gather.exchange_rows_(empty(65536, 128, dtype=dtype), numbers(800), empty(800, 128, dtype=dtype))
 
 
 def compacted():

@@ -38,6 +38,7 @@ from sige.runs.metrics.time_share import CLASSES, _class_of, classify
             ("aten::empty", "other"),
             ("sige::gather_rows", "gather_scatter"),
             ("sige::scatter_rows_", "gather_scatter"),
+            ("sige::exchange_rows_", "gather_scatter"),
             ("sige::conv_rows", "conv"),
             ("sige::tile_moments", "norm"),
             ("aten::expand", "other"),

@@ -22,7 +22,7 @@ from sige.kernels.cpu import convolution
 MIB = 1 << 20
 MOST = 0.10
 # What an operator that writes in place writes: the argument that holds the rows, elsewhere the whole target.
-_ROWS = {"scatter_rows_": 2, "index_copy_": 3, "index_put_": 2}
+_ROWS = {"scatter_rows_": 2, "exchange_rows_": 2, "index_copy_": 3, "index_put_": 2}
 
 
 def size(tensor):
