@@ -75,6 +75,7 @@ class Session(Remembered):
     def record(self):
         """Remember each forward of the model inside the block. Replaces an earlier recording once the block ends well."""
         steps, self._shared, tiers = [], Shared(), Tiers(*self._budget)
+        tiers.prefetch = self.prefetch
 
         def forward(call, args, kwargs):
             memory, output = self._record_step(call, args, kwargs)

@@ -42,10 +42,9 @@ def collect(bench, steps, rounds):
 
 def _of_session(bench, method, runner, steps, rounds, folder):
     from sige import Session
-    from sige.state.tiers import working_bytes
 
-    budget = 2 * working_bytes(runner.session._steps[0])
-    session = Session(runner.session.model, runner.session.policy, memory_budget=budget, state_folder=folder)
+    room = {"memory_budget": 2 * runner.session.least_budget, "state_folder": folder}
+    session = Session(runner.session.model, runner.session.policy, **room)
     original = bench.zoo.adapt(bench.original, runner.layout, runner.dtype)
     edited = bench.zoo.adapt(bench.edited, runner.layout, runner.dtype)
     forward = bench.zoo.loader.forward
@@ -75,9 +74,7 @@ def _of_session(bench, method, runner, steps, rounds, folder):
 
 def _waited(bench, session, runner, edited, steps, ahead):
     """(milliseconds waited for maps, milliseconds altogether) of a step, in an edit of all steps that is taken back."""
-    tiers = session._tiers
-    tiers.prefetch = ahead
-    before = tiers.waited
+    session.prefetch, before = ahead, session.waited
     with torch.no_grad(), session.edit(bench.mask.to(bench.zoo.device), changed=bench.changed):
         bench.zoo.synchronize()
         start = time.perf_counter()
@@ -85,7 +82,7 @@ def _waited(bench, session, runner, edited, steps, ahead):
             bench.zoo.loader.forward(runner.module, *edited)
         bench.zoo.synchronize()
         whole = time.perf_counter() - start
-    waited = tiers.waited - before
+    waited = session.waited - before
     session.undo()
     return waited * 1e3 / steps, whole * 1e3 / steps
 

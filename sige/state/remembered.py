@@ -91,6 +91,20 @@ class Remembered:
         """The least ``memory_budget`` that this recording could have; twice as much lets the next step load while one runs."""
         return max(map(working_bytes, self._steps), default=0)
 
+    @property
+    def prefetch(self):
+        """Whether an edit loads the maps of its next step while a step runs; turn it off before an edit to see what that gives."""
+        return self._tiers.prefetch
+
+    @prefetch.setter
+    def prefetch(self, wanted):
+        self._tiers.prefetch = bool(wanted)
+
+    @property
+    def waited(self):
+        """Seconds that edits of this recording have waited for maps to be loaded (on a GPU the device waits, and this stays 0)."""
+        return self._tiers.waited
+
     def travel_bytes(self, mask):
         """Bytes that an edit of ``mask`` reads of what is remembered, over all steps, by kind: see ``sige.state.travel``."""
         return travel.bytes_by_kind(self._steps, self._plan(guards.fit_mask(check_mask(mask), self._steps[0].inputs)))

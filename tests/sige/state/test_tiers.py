@@ -146,9 +146,31 @@ def test_dense_steps_and_a_later_start_leave_the_others_on_their_way(tiered, rec
 def test_without_prefetch_the_bits_are_the_same(tiered, edit):
     session = tiered(2)
     expected = edit(session)
-    session._tiers.prefetch = False
+    session.prefetch = False
     session.undo()
     assert all(map(torch.equal, edit(session), expected))
+
+
+def test_a_session_without_prefetch_stays_so_when_it_records_anew(tiered, unet, images):
+    session = tiered(2)
+    session.prefetch = False
+    with torch.no_grad(), session.record():
+        unet(images[0], 500)
+    assert session.prefetch is False
+
+
+def test_without_prefetch_every_load_is_waited_for(tiered, edit):
+    session = tiered(2)
+    session.prefetch = False
+    before = session.waited
+    edit(session)
+    assert (before, session.waited > 0) == (0, True)
+
+
+def test_a_session_whose_maps_are_at_hand_waits_for_nothing(recorded, edit):
+    session = recorded()
+    edit(session)
+    assert session.waited == 0
 
 
 def test_buffers_are_made_for_two_steps_and_used_for_all(tiered, edit, step_bytes):
