@@ -36,8 +36,17 @@ def find_model(model):
 
 def is_unet_pipeline(model):
     """Whether ``model`` is a diffusers pipeline around a U-Net: callable, no module itself, with a scheduler."""
-    unet = getattr(model, "unet", None)
-    return not isinstance(model, nn.Module) and isinstance(unet, nn.Module) and hasattr(model, "scheduler") and callable(model)
+    return _is_pipeline_of("unet", model)
+
+
+def is_transformer_pipeline(model):
+    """Whether ``model`` is a diffusers pipeline around a transformer, without a U-Net."""
+    return _is_pipeline_of("transformer", model) and not _is_pipeline_of("unet", model)
+
+
+def _is_pipeline_of(part, model):
+    has = isinstance(getattr(model, part, None), nn.Module)
+    return not isinstance(model, nn.Module) and has and hasattr(model, "scheduler") and callable(model)
 
 
 @functools.lru_cache(maxsize=64)

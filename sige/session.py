@@ -51,6 +51,10 @@ class Session(Remembered):
             from sige.pipelines.session import PipelineSession
 
             cls = PipelineSession
+        elif cls is Session and guards.is_transformer_pipeline(model):
+            from sige.pipelines.without_unet import TransformerSession
+
+            cls = TransformerSession
         return super().__new__(cls)
 
     def __init__(
