@@ -62,6 +62,11 @@ class AttentionBlocks:
         """The block of a recording whose first calls' attention is remembered."""
         return self.control.recording(samples=self.batch, weights=self._weights())
 
+    def put_back(self, mask):
+        """Outside the mask (B, h, w) of the edit the maps that were kept become the recording's: there the picture is."""
+        if self.kept:
+            self.control.put_back(mask, self._changes)
+
     def commit(self):
         """The maps that were kept become those that the next edit starts from. Returns whether there are any."""
         if self.kept:

@@ -21,7 +21,7 @@ import torch
 
 from sige import guards
 from sige.errors import ChangedInputError, ModelError, PromptError, RecordingError
-from sige.pipelines.attention_maps import Carry, Rows, by_head, check_length, cross_attentions, like
+from sige.pipelines.attention_maps import Carry, Rows, by_head, check_length, cross_attentions, like, put_back_outside
 
 _MAX_POSITIONS = 48 * 48
 
@@ -111,6 +111,19 @@ class AttentionControl:
         for positions, size in self._sizes():
             total[positions] = total.get(positions, 0) + size
         return total
+
+    def put_back(self, mask, change):
+        """Outside ``mask`` the maps that wait for :meth:`commit` become those remembered by now, because there the picture stays.
+
+        Words that stay have the maps they had, exchanged words those of the words they stand for, words more their own.
+        mask: bool (B, h, w) at the latents' resolution, True where the picture changes.   change: the PromptChange from the prompt of
+        the remembered maps, or a list of them, one a picture.
+        """
+        changes = self._one_each(change, len(mask))
+        for made, kept in zip(self._pending or [], self._maps):
+            for name in made.keys() & kept.keys():
+                for sample, one in enumerate(changes):
+                    put_back_outside(made[name][sample], kept[name][sample], Carry(one, swapped=True), mask[sample])
 
     def commit(self):
         """The maps of the last ``injecting(..., keep=True)`` become the remembered ones: the next change starts from its prompt."""

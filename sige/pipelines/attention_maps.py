@@ -2,6 +2,7 @@
 
 import torch
 
+from sige import masks
 from sige.active_tensor import ActiveTensor
 from sige.errors import ModelError, PromptError
 
@@ -28,6 +29,25 @@ class Carry:
         check_length(self.length, shares.shape[-1])
         check_length(self.length, base.shape[-1])
         return base @ self.matrix.to(shares.device) + shares * self.own.to(shares.device)
+
+
+def put_back_outside(maps, base, carry, mask):
+    """Write the old prompt's maps over ``maps`` where an edit left the picture alone.
+
+    maps, base: of the new prompt and of the old one, (heads, positions, tokens) of one picture.   carry: the :class:`Carry` between
+    the prompts.   mask: bool (h, w), True where the picture was edited, at a resolution that the layer halves any number of times,
+    rounding up. ModelError for a layer of other positions.
+    """
+    height, width = mask.shape
+    while height * width > maps.shape[1]:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != maps.shape[1]:
+        raise ModelError(
+            f"a layer has {maps.shape[1]} positions, which the latents' {tuple(mask.shape)} halved again and again do not give: use "
+            "attention control with U-Nets that halve their maps"
+        )
+    places = (~masks.reduce_max(mask[None], height, width)).flatten().nonzero()[:, 0].to(maps.device)
+    maps[:, places] = carry(maps[:, places].float(), base.to(maps.device)[:, places].float()).to(maps.dtype)
 
 
 class Rows:

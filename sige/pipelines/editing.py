@@ -62,6 +62,7 @@ class EditRun:
     def commit(self):
         """Make what the run left in the recordings theirs, the first dense steps included. Returns the MACs that it takes."""
         session, macs, held = self.session, 0, self.blocks.macs
+        self.blocks.put_back(self.mask)
         if self.first_calls:
             with self.blocks.block("replay"):
                 macs = self._replay()

@@ -8,6 +8,7 @@ import torch
 import sige
 from sige.errors import ChangedInputError, ModelError, PromptError, RecordingError
 from sige.pipelines.attention_control import AttentionControl
+from sige.pipelines.attention_maps import Carry, put_back_outside
 from sige.pipelines.prompts import PromptChange
 
 TOKENS, WIDTH, SIDE = 6, 16, 16
@@ -529,3 +530,35 @@ def test_fused_projections_are_refused(unet):
         for module in unet.modules():
             if hasattr(module, "fused_projections"):
                 module.fused_projections = False
+
+
+@pytest.mark.parametrize(
+    "size, positions",
+    [
+        pytest.param((16, 16), 256, id="same"),
+        pytest.param((16, 24), 96, id="half"),
+        pytest.param((15, 9), 12, id="odd sides"),
+    ],
+)
+def test_maps_are_put_back_at_the_positions_outside_the_mask(size, positions):
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[0, 0] = True
+    maps, base = torch.zeros(2, positions, TOKENS).half(), torch.rand(2, positions, TOKENS).half()
+    put_back_outside(maps, base, Carry(EVERY, swapped=True), mask)
+    assert (torch.equal(maps[:, 1:], base[:, 1:]), maps[:, 0].any().item()) == (True, False)
+
+
+def test_words_more_keep_their_own_attention_outside_the_mask():
+    maps, base = torch.zeros(1, 256, TOKENS).half(), torch.rand(1, 256, TOKENS).half()
+    added = change([0, None, 1, 2, 3, 4], [(1, 1, 1, 2)], kind="addition")
+    put_back_outside(maps, base, Carry(added, swapped=True), torch.zeros(16, 16, dtype=torch.bool))
+    assert (torch.equal(maps[..., [0, 2, 3, 4, 5]], base[..., :5]), maps[..., 1].any().item()) == (True, False)
+
+
+def test_a_layer_that_does_not_halve_the_latents_is_refused():
+    maps = torch.zeros(1, 100, TOKENS)
+    message = (
+        r"^a layer has 100 positions, which the latents' \(16, 16\) halved again and again do not give: use attention"
+    )
+    with pytest.raises(ModelError, match=message):
+        put_back_outside(maps, maps, Carry(EVERY, swapped=True), torch.zeros(16, 16, dtype=torch.bool))

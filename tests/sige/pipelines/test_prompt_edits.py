@@ -1,9 +1,12 @@
 """Edits by prompt: the mask found in the first steps, dense steps at either end, attention control, weights; what commit makes."""
 
+import copy
+
 import pytest
 import torch
 
 import sige
+from sige import masks
 from sige.errors import ChangedInputError, MaskError, PromptError, RecordingError
 from sige.pipelines import mask_search
 from sige.pipelines.editing import recorded_input
@@ -211,6 +214,62 @@ def test_attention_is_kept_for_the_edit_after(generated):
     session.commit()
     assert session._control_prompts == [NEW]
     assert session.edit(THIRD, mask_steps=(1, 2), attention_control=True).calls == STEPS
+
+
+@pytest.fixture(params=[True, False], ids=["held", "free"])
+def maps_of_edit(request, generated, where):
+    """(maps of the old prompt, those that the edit made, those after its commit, bool positions inside by number of positions)."""
+    session = generated(attention_control=2)
+    old = copy.deepcopy(session.control._maps)
+    session.edit(NEW, mask=where, dense_first=2, attention_control=request.param)
+    made = copy.deepcopy(session.control._pending)
+    session.commit()
+    sides = (16, 8, 4)
+    inside = {side * side: masks.reduce_max(where[None], side, side).flatten() for side in sides}
+    return old, made, session.control._maps, inside
+
+
+def test_where_a_committed_edit_left_the_picture_attention_is_what_it_was(maps_of_edit):
+    """The exchanged word stands where the word it is exchanged for stood."""
+    old, _, kept, inside = maps_of_edit
+    same = [
+        torch.equal(kept[call][name][:, :, ~inside[before.shape[2]]], before[:, :, ~inside[before.shape[2]]])
+        for call in range(2)
+        for name, before in old[call].items()
+    ]
+    assert (all(same), len(same) > 2) == (True, True)
+
+
+def test_where_a_committed_edit_changed_the_picture_attention_is_the_edits(maps_of_edit):
+    old, made, kept, inside = maps_of_edit
+    for call in range(2):
+        for name, new in made[call].items():
+            places = inside[new.shape[2]]
+            assert torch.equal(kept[call][name][:, :, places], new[:, :, places])
+            assert not torch.equal(new[:, :, places], old[call][name][:, :, places])
+
+
+def test_the_way_back_from_a_committed_edit_leaves_the_first_call_alone_outside_its_mask(generated):
+    """The first call starts from the recorded noise, so holding attention there adds nothing where maps are those of the old prompt."""
+    session = generated(attention_control=2)
+    begun = session.trajectory.latents[0].clone()
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[0, 0] = True
+    session.edit(NEW, mask=mask, dense_first=2)
+    session.commit()
+    session.edit(OLD, mask_steps=(1, 2), attention_control=True)
+    (first, _), *_ = session._pending[0]._found
+    assert ((first - begun).norm() / begun.norm()).item() < 0.02
+
+
+def test_a_failed_commit_leaves_the_maps_that_were(generated, where, monkeypatch):
+    session = generated(attention_control=2)
+    before = copy.deepcopy(session.control._maps)
+    session.edit(NEW, mask=where, dense_first=2, attention_control=True)
+    monkeypatch.setattr(session, "_record_anew", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session.commit()
+    assert all(torch.equal(x, y) for a, b in zip(before, session.control._maps) for x, y in zip(a.values(), b.values()))
 
 
 def test_attention_control_without_maps(shared):
