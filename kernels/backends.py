@@ -29,6 +29,8 @@ FAMILIES = {
     "linear_rows": "convolution",
     "affine_rows": "normalization",
     "tile_moments": "normalization",
+    "activate_rows": "fused",
+    "conv_rows_fused": "fused",
     "attend": "attention",
     "compact": "compaction",
 }

@@ -7,10 +7,12 @@ The operators are registered with ``torch.library`` under ``torch.ops.sige`` so 
 tensors, profilers) see them by name. Each call goes to the backend that ``sige.kernels.backends`` names for its device.
 """
 
+import math
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from sige.kernels import backends
+from sige.kernels import activations, backends
 
 _listening = torch._C._len_torch_dispatch_stack
 
@@ -27,6 +29,15 @@ _library.define(
 )
 _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
+_library.define(
+    "activate_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample, str activation, float slope, Tensor(a!)? target, "
+    "Tensor? positions) -> Tensor"
+)
+_library.define(
+    "conv_rows_fused(Tensor source, Tensor? index, Tensor weight, Tensor? bias, int groups, int count, Tensor? vector, "
+    "Tensor? residual, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, Tensor(a!)? target, "
+    "Tensor? positions, bool raw) -> (Tensor, Tensor)"
+)
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
 _library.define("compact(Tensor mask, int capacity) -> (Tensor, Tensor)")
@@ -109,6 +120,22 @@ def _(rows, tiles, groups):
     return moments, torch.empty_like(moments)
 
 
+@torch.library.register_fake("sige::activate_rows", lib=_library)
+def _(rows, scale, shift, sample, activation, slope, target, positions):
+    return torch.empty_like(rows) if target is None else target.new_empty(rows.shape)
+
+
+@torch.library.register_fake("sige::conv_rows_fused", lib=_library)
+def _(
+    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
+    positions, raw,
+):  # fmt: skip
+    width = weight.shape[0]
+    some = target is not None or scale is not None or activation != "none"
+    second = weight if target is None else target
+    return weight.new_empty(count if raw else 0, width), second.new_empty(count if some else 0, width)
+
+
 @torch.library.register_fake("sige::attend", lib=_library)
 def _(query, key, value, mask, scale):
     batch, heads, count, _ = query.shape
@@ -138,6 +165,11 @@ def _conv_tiles_flops(source, index, tile, weight, bias, groups, *, out_shape=No
 @register_flop_formula(torch.ops.sige.conv_map)
 def _conv_map_flops(image, weight, bias, stride, padding, dilation, groups, *, out_shape=None, **_):
     return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+@register_flop_formula(torch.ops.sige.conv_rows_fused)
+def _conv_rows_fused_flops(source, index, weight, bias, groups, count, *_, out_shape=None, **__):
+    return 2 * count * math.prod(weight)
 
 
 @register_flop_formula(torch.ops.sige.linear_rows)
@@ -194,6 +226,41 @@ def linear_rows(rows, weight, bias):
 def affine_rows(rows, scale, shift, sample=None):
     """``rows * scale + shift`` with ``scale``/``shift`` (B, C) chosen by ``sample`` (n,), or (1, C) with ``sample`` None."""
     return _call("affine_rows", rows, scale, shift, sample)
+
+
+def activate_rows(rows, scale, shift, sample=None, activation="none", slope=0.0, target=None, positions=None):
+    """`affine_rows`, an activation, and where ``target`` is given `exchange_rows_`, in one.
+
+    ``activation`` is one of ``sige.kernels.activations.ACTIVATIONS``; ``slope`` is that of ``leaky_relu``. Returns the activated rows
+    (n, C); with ``target`` (N, C) they are written there at distinct ``positions`` (n,), and what was there is returned. Raises
+    ValueError for an unknown activation.
+    """
+    activation = activations.check(activation)
+    return _call("activate_rows", rows, scale, shift, sample, activation, float(slope), target, positions)
+
+
+def conv_rows_fused(
+    source, index, weight, bias=None, groups=1, count=None, vector=None, residual=None, sample=None, scale=None, shift=None,
+    activation="none", slope=0.0, target=None, positions=None, raw=True,
+):  # fmt: skip
+    """`conv_rows`, or `linear_rows` where ``index`` is None, and what usually follows it, in one; for replayed steps.
+
+    The first ``count`` rows (all, where None) get ``vector`` and then ``residual`` (count, O) added: the raw rows. ``vector`` is
+    (1, O), or (B, O) with ``sample`` (count,) picking one for each row. The raw rows, through ``scale`` and ``shift`` as
+    `affine_rows` does and through the activation, are the activated rows. With ``target`` these go there at ``positions``, as by
+    `exchange_rows_`.
+
+    Returns the raw rows, empty (0, O) where ``raw`` is False, and the activated ones, or with ``target`` the rows that were there, or,
+    where there is neither scale nor activation nor target, an empty (0, O). On a GPU nothing between is rounded. Raises ValueError
+    for an unknown activation.
+    """
+    activation = activations.check(activation)
+    if count is None:
+        count = len(source if index is None else index)
+    return _call(
+        "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation,
+        float(slope), target, positions, raw,
+    )  # fmt: skip
 
 
 def tile_moments(rows, tiles, groups):

@@ -20,6 +20,7 @@ _KINDS = {
         "conv_rows",
         "conv_tiles",
         "conv_map",
+        "conv_rows_fused",
         "mkldnn_convolution",
         "_convolution_pointwise",
     ),
@@ -36,12 +37,12 @@ _FREE = frozenset(
     hardswish hardtanh index index_add index_copy_ index_fill_ index_put_ index_select isfinite le leaky_relu lift_fresh
     linspace log logical_and logical_not logical_or lt masked_fill max max_pool2d_with_indices maximum mean min minimum mish mul
     mul_ native_batch_norm native_dropout native_group_norm native_layer_norm ne neg new_empty new_full new_ones new_zeros
-    nonzero ones ones_like permute pow prod rand randn randn_like reciprocal reflection_pad2d relu repeat replication_pad2d
+    nonzero ones ones_like permute pow pow_ prod rand randn randn_like reciprocal reflection_pad2d relu repeat replication_pad2d
     rsqrt rsub scalar_tensor select sigmoid sign silu silu_ sin slice softplus split split_with_sizes sqrt square squeeze stack
     sub sub_ sum t tanh transpose tril triu unbind unfold unsqueeze upsample_bilinear2d upsample_nearest2d var_mean view
     view_as_complex view_as_real where zero_ zeros zeros_like _adaptive_avg_pool2d adaptive_max_pool2d erf bernoulli
     _native_batch_norm_legit_no_training _fused_rms_norm round log2 bincount
-    gather_rows scatter_rows_ exchange_rows_ affine_rows tile_moments compact
+    gather_rows scatter_rows_ exchange_rows_ affine_rows activate_rows tile_moments compact
     _safe_softmax floor_divide remainder bitwise_or_ promote_types _softmax_backward_data native_layer_norm_backward
     native_group_norm_backward silu_backward gelu_backward upsample_nearest2d_backward
     """.split()

@@ -77,6 +77,20 @@ def cases(dtype):
     maps = [random(2, 24, dtype=dtype, seed=seed) for seed in (1, 2)]
     yield "affine_rows", "a map for each sample", (rows, *maps, scattered(200, 400).repeat(2) % 2)
     yield "affine_rows", "one map", (rows, maps[0][:1], maps[1][:1], None)
+    into = random(500, 24, dtype=dtype, seed=4)
+    yield (
+        "activate_rows",
+        "silu, into a map",
+        (rows, *(x[:1] for x in maps), None, "silu", 0.0, into, scattered(400, 500)),
+    )
+    source, weight, bias = (
+        random(400, 24, dtype=dtype),
+        random(24, 24, 3, 3, dtype=dtype, seed=1) / 8,
+        random(24, dtype=dtype),
+    )
+    given = (random(1, 24, dtype=dtype, seed=5), random(117, 24, dtype=dtype, seed=6), None, maps[0][:1], maps[1][:1])
+    given = (source, reads(20, places), weight, bias, 1, 117, *given, "gelu", 0.0, None, None, True)
+    yield "conv_rows_fused", "vector, residual, norm, gelu", given
     yield "tile_moments", "25 tiles of 4x4, 8 groups", (rows + 3, 25, 8)
     tokens = [random(2, 4, count, 40, dtype=dtype, seed=seed) for seed, count in enumerate((9, 300, 300))]
     yield "attend", "9 queries, 300 keys", (*tokens, None, 40**-0.5)

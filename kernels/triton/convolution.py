@@ -9,23 +9,29 @@ import triton
 
 from sige.kernels import weights
 from sige.kernels.backends import Declined
-from sige.kernels.triton import launch, product, tiles
+from sige.kernels.triton import epilogue, launch, product, tiles
 
 _LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
 
 
-def rows_product(source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None):
-    """The product behind `conv_rows`, `conv_tiles` and `linear_rows`. Returns (n, O) in ``dtype``, the weight's unless given.
+def rows_product(
+    source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None, rows=None, raw=True, after=None
+):
+    """The product behind `conv_rows`, `conv_tiles`, `linear_rows` and `conv_rows_fused`.
+
+    Returns (n, O) in ``dtype``, the weight's unless given; None where ``raw`` rows are not wanted.
 
     source: (N, C) of any strides.   index: (n, taps), (T, window) with ``tile`` the (h, w) of tiles, or None (row i reads row i).
     weight: (O, C/groups, kh, kw) or (O, C).   bias: (O,) or None.
     count: None, or an integer tensor of one element on the device: only so many rows are computed, the others are left unwritten.
+    rows: None, or how many rows to compute: the first ones.   after: what else becomes of the sums: arguments of `epilogue.finish`.
     """
     launch.serve(source, weight, bias)
     height, width = weight.shape[2:] if weight.dim() == 4 else (1, 1)
-    rows = source.shape[0] if index is None else index.shape[0] * max(tile[0] * tile[1], 1)
+    if rows is None:
+        rows = source.shape[0] if index is None else index.shape[0] * max(tile[0] * tile[1], 1)
     outputs, channels, taps = weight.shape[0], weight.shape[1], height * width
-    out = torch.empty(rows, outputs, dtype=dtype or weight.dtype, device=source.device)
+    out = torch.empty(rows, outputs, dtype=dtype or weight.dtype, device=source.device) if raw else None
     if rows == 0:
         return out
     window = (tile[0] + height - 1) * (tile[1] + width - 1) if tile[1] else 0
@@ -34,16 +40,18 @@ def rows_product(source, index, weight, bias, groups=1, tile=(0, 0), count=None,
     arguments.update(source_row=source.stride(0), source_column=source.stride(1), IN=channels, OUT=outputs // groups)
     arguments.update(TAPS=taps, KERNEL_WIDTH=width, TILE=tile[1], AREA=tile[0] * tile[1])
     arguments.update(WINDOW_WIDTH=tile[1] + width - 1, WINDOW=window)
+    after = after or epilogue.NOTHING
     if groups > 1 and min(channels, outputs // groups) < _LEAST_TENSOR_CORE:
-        _launch_thin(arguments, rows, outputs)
+        _launch_thin(arguments | after, rows, outputs)
     else:
-        _launch(arguments, rows, groups)
+        _launch(arguments, after, rows, groups)
     return out
 
 
-def _launch(arguments, rows, groups):
+def _launch(arguments, after, rows, groups):
     """`product` over ``groups``, then the sum of the parts where the summation is split."""
     source, index, weight, out, bias = (arguments[name] for name in ("source", "index", "weight", "out", "bias"))
+    width = weight.shape[0]
     fused = weight.dtype != torch.float32 or launch.precise() == "tf32"
     chosen = tiles.choose(
         rows, arguments["OUT"], arguments["IN"], arguments["TAPS"], groups, weight.element_size(), fused,
@@ -52,19 +60,21 @@ def _launch(arguments, rows, groups):
     split = chosen.parts > 1
     arguments.update(PARTS=chosen.parts, STEPS=chosen.steps, BM=chosen.rows, BN=chosen.outputs, BK=chosen.depth)
     arguments.update(PRECISION=launch.precise(), WIDEN=launch.INTERPRETED and weight.dtype == torch.bfloat16)
-    reach = sum((side - 1) * step for side, step in zip(source.shape, source.stride()))
-    places = max(reach, index.numel() if index is not None else 0, chosen.parts * out.numel())
+    maps = [source] if after["target"] is None else [source, after["target"]]
+    reach = [sum((side - 1) * step for side, step in zip(x.shape, x.stride())) for x in maps]
+    places = max(*reach, index.numel() if index is not None else 0, chosen.parts * rows * width)
     arguments.update(BIG=places >= 1 << 31)
     if split:
-        partial = torch.empty(chosen.parts, *out.shape, dtype=torch.float32, device=out.device)
+        partial = torch.empty(chosen.parts, rows, width, dtype=torch.float32, device=source.device)
         arguments.update(out=partial, bias=None)
     blocks = triton.cdiv(rows, chosen.rows) * triton.cdiv(arguments["OUT"], chosen.outputs)
+    arguments.update(epilogue.NOTHING if split else after)
     launch.run(product.product, (blocks, chosen.parts, groups), arguments, chosen.warps, chosen.stages)
     if split:
         high, wide = 8, 128
-        arguments = dict(partial=partial, bias=bias, out=out, count=arguments["count"], n=rows, OUTPUTS=out.shape[1])
-        arguments.update(PARTS=chosen.parts, BM=high, BN=wide)
-        launch.run(product.add_parts, (triton.cdiv(rows, high), triton.cdiv(out.shape[1], wide)), arguments)
+        arguments = dict(partial=partial, bias=bias, out=out, count=arguments["count"], n=rows, OUTPUTS=width)
+        arguments.update(after, PARTS=chosen.parts, BM=high, BN=wide)
+        launch.run(product.add_parts, (triton.cdiv(rows, high), triton.cdiv(width, wide)), arguments)
 
 
 def _launch_thin(arguments, rows, outputs):

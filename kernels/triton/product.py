@@ -2,28 +2,33 @@
 
 Rows of the left operand are never gathered into memory: each step of the summation reads one stretch of channels under one tap,
 through the row numbers in ``index``. Taps and channels are one flattened loop, which Triton turns into a pipeline of asynchronous
-copies; sums are float32 and are written once, with the bias. Every output has one program, or one per part of a split sum whose
-parts a second kernel adds in a fixed order, so that results do not change from run to run.
+copies; sums are float32 and leave the registers once, after what `epilogue` does to them. Every output has one program, or one per
+part of a split sum whose parts a second kernel adds in a fixed order, so that results do not change from run to run.
 """
 
 import triton
 import triton.language as tl
 
+from sige.kernels.triton import epilogue
+
 
 @triton.jit(do_not_specialize=["n"])
 def product(
     source, index, weight, bias, out, count, n, source_row, source_column,
+    vector, residual, sample, scale, shift, second, target, positions, target_row, target_column,
     IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
     STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BIG: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs. Program axes: tiles of rows and outputs (rows fastest, so that neighbours share weights in the second-level
     cache), parts of the sum, groups.
 
     IN, OUT: channels and outputs of one group. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
     of tiles TILE wide of AREA positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
-    ``out``: (n, groups*OUT), or float32 parts (PARTS, n, groups*OUT) without bias. ``count``: None, or one integer on the device that
+    ``out``: (n, groups*OUT), None where raw rows are not wanted, or float32 parts (PARTS, n, groups*OUT) without bias and all that
+    follows. From ``vector`` on: see `epilogue.finish`. ``count``: None, or one integer on the device that
     says how many of the ``n`` rows there are; the others are not written. BIG: some tensor has 2^31 elements or more; otherwise places
     are 32-bit numbers, which saves registers.
     """
@@ -89,17 +94,24 @@ def product(
 
     # The groups stand side by side in a row of outputs.
     across = tl.num_programs(2) * OUT
-    if bias is not None:
-        total += tl.load(bias + group * OUT + o, mask=o < OUT, other=0).to(tl.float32)[None, :]
-    place = (part * n + line)[:, None] * across + (group * OUT + o)[None, :]
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=here[:, None] & (o < OUT)[None, :])
+    column = group * OUT + o
+    if PARTS > 1:
+        place = (part * n + line)[:, None] * across + column[None, :]
+        tl.store(out + place, total, mask=here[:, None] & (o < OUT)[None, :])
+    else:
+        epilogue.finish(
+            total, line, column, here, o < OUT, across, bias, out, vector, residual, sample, scale, shift, second, target,
+            positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n"])
 def add_parts(
-    partial, bias, out, count, n, OUTPUTS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Sum of the parts (PARTS, n, OUTPUTS) of split sums, plus the bias, in the order of the parts."""
+    partial, bias, out, count, n, vector, residual, sample, scale, shift, second, target, positions, target_row, target_column,
+    OUTPUTS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    """Sum of the parts (PARTS, n, OUTPUTS) of split sums, in the order of the parts, carried to its end as `product` does."""
     limit = n
     if count is not None:
         limit = tl.minimum(tl.load(count).to(tl.int32), n)
@@ -110,16 +122,19 @@ def add_parts(
     total = tl.zeros((BM, BN), tl.float32)
     for part in range(0, PARTS):
         total += tl.load(partial + place + part * (n.to(tl.int64) * OUTPUTS), mask=inside, other=0)
-    if bias is not None:
-        total += tl.load(bias + o, mask=o < OUTPUTS, other=0).to(tl.float32)[None, :]
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+    epilogue.finish(
+        total, m.to(tl.int64), o, m < limit, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, sample, scale, shift, second, target,
+        positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n"])
 def thin_product(
     source, index, weight, bias, out, count, n, source_row, source_column,
+    vector, residual, sample, scale, shift, second, target, positions, target_row, target_column,
     IN: tl.constexpr, OUT: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """Groups too thin for tensor cores (depthwise above all): one multiplication a tap and channel, outputs across the lanes.
 
@@ -147,10 +162,7 @@ def thin_product(
             left = tl.load(source + place, mask=inside, other=0).to(tl.float32)
             right = tl.load(weight + o.to(tl.int64) * (TAPS * IN) + tap * IN + channel, mask=o < OUTPUTS, other=0)
             total += left * right.to(tl.float32)[None, :]
-    if bias is not None:
-        total += tl.load(bias + o, mask=o < OUTPUTS, other=0).to(tl.float32)[None, :]
-    tl.store(
-        out + line[:, None] * OUTPUTS + o[None, :],
-        total.to(out.dtype.element_ty),
-        mask=here[:, None] & (o < OUTPUTS)[None, :],
-    )
+    epilogue.finish(
+        total, line, o, here, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, sample, scale, shift, second, target,
+        positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+    )  # fmt: skip

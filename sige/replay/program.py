@@ -3,6 +3,7 @@
 import torch
 
 from sige.kernels import backends
+from sige.replay.fusion import fuse
 from sige.replay.tracer import Ref, Untraceable, references
 
 
@@ -25,9 +26,8 @@ class Program:
         tuples = {key: isinstance(entry.value, tuple) for key, entry in changed.items()}
         wanted = [leaf if not isinstance(leaf, torch.Tensor) else tracer.number(leaf) for leaf in outputs]
         self._leaves = tracer.leaves  # complete only now
-        kept = self._living(
-            tracer.calls, {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
-        )
+        at_end = {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
+        kept = fuse(self._living(tracer.calls, set(at_end)), tracer.looks, at_end)
         self.born = any(self._is_birth(call) for call in kept if call[0] != "journal")
         self._write(kept, values, tuples, wanted)
         del self._leaves, self._names

@@ -1,5 +1,6 @@
 """Notes every operator of one sparse step: what it was called with, and what it gave."""
 
+import dataclasses
 import weakref
 
 import torch
@@ -26,6 +27,15 @@ def references(value):
         yield from references(list(value.values()))
 
 
+@dataclasses.dataclass
+class Look:
+    """What is known of a tensor of a trace once it is gone: shape, dtype, and what tells its memory from that of others alive then."""
+
+    shape: tuple
+    dtype: torch.dtype
+    storage: int
+
+
 class Untraceable(Exception):
     """Raised when a step cannot be replayed; the message says why."""
 
@@ -36,12 +46,14 @@ class Tracer(TorchDispatchMode):
 
     leaves: number -> what it is: ("input", i), ("output", i), ("memory", key, part) or, found on the way, ("constant", tensor).
     calls: [(function, arguments, keyword arguments, numbers of the results)], and what the journal was told.
+    looks: number -> `Look`.
     reason: why the step cannot be replayed; None while it can.
     """
 
     def __init__(self, inputs, memory):
         super().__init__()
         self.leaves, self.calls, self.reason = {}, [], None
+        self.looks = {}
         self._numbers, self._alive, self._count = {}, {}, 0  # by the tensor's id
         self._keys = {id(entry): key for key, entry in memory.entries.items()}
         for key, entry in memory.entries.items():
@@ -62,6 +74,8 @@ class Tracer(TorchDispatchMode):
         key = id(tensor)
         self._numbers[key] = self._count
         self._alive[key] = weakref.ref(tensor, lambda _: self._dead(key))
+        memory = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
+        self.looks[self._count] = Look(tuple(tensor.shape), tensor.dtype, memory)
         self._count += 1
         return self._numbers[key]
 

@@ -13,6 +13,8 @@ import pytest
 
 from sige.kernels import backends
 
+sys.path.insert(0, str(Path(__file__).parent))  # for test_fused.py, which shares the fixtures of test_parity.py
+
 collect_ignore = (
     []
     if "triton" in backends.available()

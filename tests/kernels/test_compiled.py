@@ -24,6 +24,11 @@ CALLS = {
     "conv_map": lambda: (random(2, 8, 7, 9), random(16, 8, 3, 3, seed=1), random(16), (2, 1), (1, 0)),
     "linear_rows": lambda: (random(5, 8), random(16, 8, seed=1), None),
     "affine_rows": lambda: (random(5, 8), random(2, 8), random(2, 8, seed=1), torch.tensor([0, 1, 1, 0, 1])),
+    "activate_rows": lambda: (
+        *(random(3, 8), random(1, 8), random(1, 8, seed=1), None, "silu", 0.0),
+        *(random(10, 8), torch.tensor([0, 3, 7])),
+    ),
+    "conv_rows_fused": lambda: (random(10, 8), TAPS, random(16, 8, 2, 2, seed=1), random(16), 1, 2, random(1, 16)),
     "tile_moments": lambda: (random(12, 8), 3, 4),
     "attend": lambda: (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 8, seed=2)),
     "compact": lambda: (random(2, 5, 7) > 0, 40),

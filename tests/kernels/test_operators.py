@@ -166,6 +166,25 @@ def arguments():
         "conv_map": (random(2, 8, 7, 9), random(16, 4, 3, 3, seed=3), random(16), (2, 1), (1, 0), (1, 2), 2),
         "linear_rows": (rows, random(16, 8, seed=3), None),
         "affine_rows": (rows, scale, scale, torch.tensor([0, 1, 1])),
+        "activate_rows": (rows, scale, scale, torch.tensor([0, 1, 1]), "silu", 0.0, random(10, 8), index),
+        "conv_rows_fused": (
+            random(10, 8),
+            taps,
+            random(16, 8, 2, 2, seed=3),
+            random(16),
+            1,
+            3,
+            random(1, 16),
+            random(3, 16),
+            None,
+            random(1, 16),
+            random(1, 16),
+            "gelu",
+            0.0,
+            random(10, 16),
+            index,
+            True,
+        ),
         "tile_moments": (random(12, 8), 3, 4),
         "compact": (random(2, 5, 7) > 0, 40),
         "attend": (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 6, seed=2), None, 0.3),
@@ -220,6 +239,13 @@ def test_whole_convolution_formula():
     with FlopCounterMode(display=False) as counter:
         torch.ops.sige.conv_map(random(2, 8, 7, 9), random(16, 4, 3, 3), None, (2, 1), (1, 0), (1, 2), 2)
     assert counter.get_total_flops() == 2 * (2 * 4 * 5) * 9 * 4 * 16
+
+
+def test_fused_formula():
+    with FlopCounterMode(display=False) as counter:
+        ops.conv_rows_fused(random(9, 8), torch.zeros(5, 9, dtype=torch.long), random(12, 8, 3, 3), count=4, raw=False)
+        ops.conv_rows_fused(random(5, 8), None, random(12, 8))
+    assert counter.get_total_flops() == 2 * (4 * 9 + 5) * 8 * 12
 
 
 def test_linear_formula():

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 import sige  # noqa: F401
 from sige.kernels.triton import compaction, convolution, gather, launch, normalization
+from sige.kernels.triton import fused as ops
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32",
@@ -50,6 +51,28 @@ def normalised(dtype):
     normalization.affine_rows(rows, scale, scale, numbers(800))
     normalization.affine_rows(rows, scale[:1], scale[:1], None)
     normalization.tile_moments(empty(12800, 128, dtype=dtype), 800, 32)
+
+
+def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1):
+    """A convolution with all that can follow it: vector, residual, scale and shift, silu, into a map."""
+    side = int(taps**0.5)
+    vector, positions = empty(samples, outputs, dtype=dtype), numbers(rows)
+    ops.conv_rows_fused(
+        empty(65536, channels, dtype=dtype), numbers(rows + 5, taps),
+        empty(outputs, channels // groups, side, side, dtype=dtype), empty(outputs, dtype=dtype), groups, rows,
+        vector, empty(rows, outputs, dtype=dtype), numbers(rows) if samples > 1 else None, vector, vector, "silu", 0.0,
+        empty(65536, outputs, dtype=dtype), positions, True,
+    )  # fmt: skip
+
+
+def activated(dtype):
+    """A norm's map and each activation, into new rows and into a map."""
+    rows, scale, positions = empty(800, 128, dtype=dtype), empty(1, 128, dtype=dtype), numbers(800)
+    for activation in ("none", "silu", "relu", "leaky_relu", "gelu"):
+        ops.activate_rows(rows, scale, scale, None, activation, 0.2, None, None)
+    ops.activate_rows(rows, scale, scale, None, "silu", 0.0, empty(65536, 128, dtype=dtype), positions)
+    scale = empty(2, 128, dtype=dtype)
+    ops.activate_rows(rows, scale, scale, numbers(800), "silu", 0.0, None, None)
 
 
 def copied(dtype):
@@ -86,6 +109,13 @@ def cases():
     yield "conv few rows float32", lambda: convolved(800, 128, 128, 9, torch.float32)
     yield "conv many rows float32", lambda: convolved(20000, 256, 256, 9, torch.float32)
     yield "conv many rows tf32", lambda: tf32(convolved, 20000, 256, 256, 9, torch.float32)
+    for name, dtype in HALVES.items():
+        yield f"fused few rows {name}", lambda dtype=dtype: fused(800, 128, 128, dtype)
+        yield f"fused many rows {name}", lambda dtype=dtype: fused(20000, 256, 256, dtype, samples=2)
+    yield "fused split float16", lambda: fused(64, 512, 512, torch.float16)
+    yield "depthwise fused float16", lambda: fused(800, 128, 128, torch.float16, groups=128)
+    yield "fused many rows float32", lambda: fused(20000, 256, 256, torch.float32)
+    yield "activations float16", lambda: activated(torch.float16)
     yield "copies float16", lambda: copied(torch.float16)
     yield "normalisation float16", lambda: normalised(torch.float16)
     yield "compaction", compacted

@@ -1,0 +1,37 @@
+"""Fused operators on an Apple GPU: composed of this backend's kernels and PyTorch's additions in place. The contract stands in
+``sige.kernels.ops``."""
+
+from sige.kernels.activations import apply_
+from sige.kernels.mps import launch
+from sige.kernels.mps.convolution import conv_rows, linear_rows
+from sige.kernels.mps.gather import exchange_rows_
+from sige.kernels.mps.normalization import affine_rows
+
+
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+    rows = apply_(affine_rows(rows, scale, shift, sample), activation, slope)
+    return rows if target is None else exchange_rows_(target, positions, rows)
+
+
+def conv_rows_fused(
+    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
+    positions, raw,
+):  # fmt: skip
+    launch.serve(source, weight, bias, vector, residual, scale, shift, target)
+    if index is None:
+        made = linear_rows(source, weight, bias)[:count]
+    else:
+        made = conv_rows(source, index[:count], weight, bias, groups)
+    if vector is not None:
+        made.add_(vector if len(vector) == 1 else vector[sample])
+    if residual is not None:
+        made.add_(residual)
+    empty = made.new_empty(0, made.shape[1])
+    second = empty
+    if scale is not None:
+        second = apply_(affine_rows(made, scale, shift, sample), activation, slope)
+    elif activation != "none":
+        second = apply_(made.clone() if raw else made, activation, slope)
+    if target is not None:
+        second = exchange_rows_(target, positions, made if second is empty else second)
+    return made if raw else empty, second

@@ -1,0 +1,38 @@
+"""Fused operators, as the operators that they stand for, one after the other. The contract stands in ``sige.kernels.ops``."""
+
+import torch.nn.functional as F
+
+from sige.kernels.reference.convolution import conv_rows, linear_rows
+from sige.kernels.reference.gather import exchange_rows_
+from sige.kernels.reference.normalization import affine_rows
+
+
+def _activated(values, activation, slope):
+    if activation == "leaky_relu":
+        return F.leaky_relu(values, slope)
+    return values if activation == "none" else getattr(F, activation)(values)
+
+
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+    rows = _activated(affine_rows(rows, scale, shift, sample), activation, slope)
+    return rows if target is None else exchange_rows_(target, positions, rows)
+
+
+def conv_rows_fused(
+    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
+    positions, raw,
+):  # fmt: skip
+    made = linear_rows(source, weight, bias) if index is None else conv_rows(source, index, weight, bias, groups)
+    made = made[:count]
+    if vector is not None:
+        made = made + (vector if len(vector) == 1 else vector[sample])
+    if residual is not None:
+        made = made + residual
+    empty = made.new_empty(0, made.shape[1])
+    second = made if scale is None else affine_rows(made, scale, shift, sample)
+    second = _activated(second, activation, slope)
+    if target is not None:
+        second = exchange_rows_(target, positions, second)
+    elif second is made:
+        second = empty
+    return made if raw else empty, second

@@ -1,0 +1,71 @@
+"""Fused operators on a GPU: one kernel each, or two where a sum is split. The contract stands in ``sige.kernels.ops``."""
+
+import torch
+import triton
+import triton.language as tl
+
+from sige.kernels.backends import Declined
+from sige.kernels.triton import epilogue, launch
+from sige.kernels.triton.convolution import rows_product
+
+_BLOCK = 2048  # elements a program holds
+
+
+@triton.jit(do_not_specialize=["n"])
+def _activate(
+    rows, n, rows_row, rows_column, vector, residual, sample, scale, shift, second, target, positions, target_row,
+    target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, WIDTH: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    line = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
+    column = tl.program_id(1) * BC + tl.arange(0, BC)
+    here, known = line < n, column < WIDTH
+    place = line[:, None] * rows_row + column[None, :] * rows_column
+    total = tl.load(rows + place, mask=here[:, None] & known[None, :], other=0).to(tl.float32)
+    epilogue.finish(
+        total, line, column, here, known, WIDTH, None, None, vector, residual, sample, scale, shift, second, target,
+        positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+    )  # fmt: skip
+
+
+def _after(count, width, dtype, device, vector, residual, sample, scale, shift, activation, slope, target, positions):
+    """The arguments of `epilogue.finish`, with new memory for what it gives besides the raw rows."""
+    launch.serve(vector, residual, scale, shift, target)
+    whole = dict(vector=vector, residual=residual, sample=sample, scale=scale, shift=shift, positions=positions)
+    after = epilogue.NOTHING | {name: None if x is None else x.contiguous() for name, x in whole.items()}
+    after.update(VECTOR_ROW=width if vector is not None and len(vector) > 1 else 0, ACTIVATION=activation, SLOPE=slope)
+    if target is not None:
+        after.update(target=target, target_row=target.stride(0), target_column=target.stride(1))
+    if target is not None or scale is not None or activation != "none":
+        after["second"] = torch.empty(count, width, dtype=dtype if target is None else target.dtype, device=device)
+    return after
+
+
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+    launch.serve(rows)
+    count, width = rows.shape
+    arguments = _after(
+        count, width, rows.dtype, rows.device, None, None, sample, scale, shift, activation, slope, target, positions
+    )
+    columns = min(triton.next_power_of_2(width), 256)
+    lines = max(1, min(_BLOCK // columns, triton.next_power_of_2(max(count, 1))))
+    arguments.update(rows=rows, n=count, rows_row=rows.stride(0), rows_column=rows.stride(1))
+    arguments.update(WIDTH=width, BM=lines, BC=columns)
+    launch.run(_activate, (triton.cdiv(count, lines), triton.cdiv(width, columns)), arguments)
+    return arguments["second"]
+
+
+def conv_rows_fused(
+    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
+    positions, raw,
+):  # fmt: skip
+    if index is None and source.dtype != weight.dtype:
+        raise Declined(f"a linear layer's rows ({source.dtype}) and weight ({weight.dtype}) must have one dtype")
+    width = weight.shape[0]
+    after = _after(
+        count, width, weight.dtype, weight.device, vector, residual, sample, scale, shift, activation, slope, target,
+        positions,
+    )  # fmt: skip
+    out = rows_product(source, index, weight, bias, groups, rows=count, raw=raw, after=after)
+    empty = weight.new_empty(0, width)
+    return empty if out is None else out, empty if after["second"] is None else after["second"]

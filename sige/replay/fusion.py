@@ -1,0 +1,330 @@
+"""Fewer operators for a traced step: what follows a convolution or a norm's map goes into the operator that makes the rows.
+
+    conv_rows or linear_rows [-> first rows] [-> + vector] [-> + residual] [-> affine_rows] [-> activation] [-> exchange_rows_]
+    affine_rows [-> activation] [-> exchange_rows_]
+
+become one operator each, ``conv_rows_fused`` and ``activate_rows``. The fused operator stands in the place of the last of those that it
+stands for, where all that it takes is known. It may stand there when nothing in between needs what only it makes, or writes to what it
+reads. On the CPU its bits are those of the operators one by one.
+"""
+
+import torch
+
+from sige.replay.tracer import Look, Ref, references
+
+_aten, _sige = torch.ops.aten, torch.ops.sige
+_PLAIN = (_aten.silu.default, _aten.relu.default, _aten.leaky_relu.default, _aten.gelu.default)
+
+
+def fuse(calls, looks, at_end):
+    """The living calls of a step with chains of them replaced.
+
+    calls: as `Tracer.calls`.   looks: number -> Look.   at_end: numbers of tensors that the step gives or leaves behind.
+    """
+    calls = shared(calls, looks, at_end)
+    for begin in (_Convolution, _Affine):
+        calls = _Fusion(calls, looks, at_end).run(begin)
+    return calls
+
+
+def _arguments(call):
+    """What a call takes, as a nest of arguments."""
+    return (call[2] or ()) if call[0] == "journal" else call[1:3]
+
+
+def _results(call):
+    return () if call[0] == "journal" else call[3]
+
+
+def _written(call):
+    """Numbers of the tensors that a call writes to."""
+    if call[0] == "journal":
+        return []
+    func, args, kwargs, _ = call
+    named = zip(func._schema.arguments, [*args, *[None] * len(func._schema.arguments)])
+    return [
+        ref
+        for declared, value in named
+        if declared.alias_info is not None and declared.alias_info.is_write
+        for ref in references(kwargs.get(declared.name, value))
+    ]
+
+
+def shared(calls, looks, at_end):
+    """The calls without those that compute anew what an earlier one computed of the same tensors, such as the activation of a time
+    embedding before each block's projection. Neither what they take nor what they give may be written to in the step."""
+    touched = {looks[ref].storage for call in calls for ref in _written(call)}
+    known, renamed, kept = {}, {}, []
+    for call in calls:
+        call = _renamed(call, renamed)
+        if call[0] != "journal" and not _written(call) and torch.Tag.nondeterministic_seeded not in call[0].tags:
+            refs = [*references(call[1:3])]
+            free = refs and not any(looks[ref].storage in touched for ref in (*refs, *call[3]))
+            if free and not any(ref in at_end for ref in call[3]):
+                key = repr((str(call[0]), call[1:3]))
+                if key in known:
+                    renamed.update(zip(call[3], known[key]))
+                    continue
+                known[key] = call[3]
+        kept.append(call)
+    return kept
+
+
+def _renamed(call, names):
+    """A call with the numbers of its arguments replaced."""
+    if not names:
+        return call
+    if call[0] == "journal":
+        return (*call[:2], _replaced(call[2], names), *call[3:])
+    return (call[0], *_replaced(call[1:3], names), call[3])
+
+
+def _replaced(value, names):
+    if isinstance(value, Ref):
+        return names.get(value, value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_replaced(part, names) for part in value)
+    if isinstance(value, dict):
+        return {key: _replaced(part, names) for key, part in value.items()}
+    return value
+
+
+class _Chain:
+    """Calls that become one: their places in the list, the number of what the last one gives, and what else there is to know."""
+
+    def __init__(self, place, result):
+        self.places, self.result = [place], result
+        self.raw = None  # result before norm and activation, once these are in
+        self.scale = self.shift = self.sample = self.target = self.positions = None
+        self.activation, self.slope = "none", 0.0
+
+    def copy(self):
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, places=list(self.places))
+        return other
+
+    def after(self):
+        """The arguments that convolution and affine map share, in their order."""
+        return self.activation, self.slope, self.target, self.positions
+
+
+class _Fusion:
+    """One pass over a list of calls."""
+
+    def __init__(self, calls, looks, at_end):
+        self.calls, self.looks, self.at_end = calls, looks, at_end
+        self.users, self.maker = {}, {}
+        for place, call in enumerate(calls):
+            for ref in {*references(_arguments(call))}:
+                self.users.setdefault(ref, []).append(place)
+            for ref in _results(call):
+                self.maker.setdefault(ref, place)
+        self.taken = set()
+
+    def run(self, begin):
+        """The calls with every chain that ``begin`` finds replaced."""
+        instead, gone = {}, set()
+        for place in range(len(self.calls)):
+            chain = begin.at(self, place)
+            if chain is not None and len(chain.places) > 1 and not self.taken & set(chain.places):
+                self.taken |= set(chain.places)
+                instead[max(chain.places)] = begin.call(self, chain)
+                gone |= set(chain.places)
+        return [
+            instead.get(place, call) for place, call in enumerate(self.calls) if place in instead or place not in gone
+        ]
+
+    def empty(self):
+        """The number of a result that nobody wants."""
+        number = Ref(max(self.looks) + 1)
+        self.looks[number] = Look((0,), torch.float32, 0)
+        return number
+
+    def only_user(self, ref):
+        """The place of the one call that takes ``ref``, None where there are several or the step gives it."""
+        users = self.users.get(ref, [])
+        return users[0] if len(users) == 1 and ref not in self.at_end and self.calls[users[0]][0] != "journal" else None
+
+    def allowed(self, chain):
+        """Whether the chain may run where its last call stands: see the top of this file."""
+        places, last = set(chain.places), max(chain.places)
+        first = min(places)
+        inner = {ref for place in places for ref in _results(self.calls[place])}
+        read = {self.looks[ref].storage for place in places for ref in references(_arguments(self.calls[place]))}
+        for place in range(first, last):
+            if place in places:
+                continue
+            call = self.calls[place]
+            if inner & {*references(_arguments(call))} or read & {self.looks[ref].storage for ref in _written(call)}:
+                return False
+        return True
+
+    def grown(self, chain, *steps):
+        """The chain with as many of ``steps`` as can be; a step gives the longer chain or None."""
+        for step in steps:
+            longer = step(self, chain.copy())
+            if longer is not None and self.allowed(longer):
+                chain = longer
+        return chain
+
+
+def _activation(fusion, chain):
+    place = fusion.only_user(chain.result)
+    if place is None or chain.raw is None or fusion.calls[place][0] not in _PLAIN:
+        return None
+    func, args, kwargs, (result,) = fusion.calls[place]
+    if func is _aten.gelu.default and {**kwargs}.get("approximate", "none") != "none":
+        return None
+    chain.activation = func._schema.name.removeprefix("aten::")
+    chain.slope = float((args[1:] or (0.01,))[0]) if chain.activation == "leaky_relu" else 0.0
+    chain.places.append(place)
+    chain.result = result
+    return chain
+
+
+def _affine(fusion, chain):
+    """The norm's map of the rows, where its scale and shift do not depend on them."""
+    places = [
+        place
+        for place in fusion.users.get(chain.result, ())
+        if fusion.calls[place][0] is _sige.affine_rows.default and fusion.calls[place][1][0] == chain.result
+    ]
+    if len(places) != 1:
+        return None
+    _, (_, scale, shift, sample), _, (result,) = fusion.calls[places[0]]
+    one = chain.vector is None or fusion.looks[chain.vector].shape[0] == 1
+    if not one and chain.sample != sample:
+        return None
+    chain.scale, chain.shift, chain.sample = scale, shift, sample
+    chain.places.append(places[0])
+    chain.raw, chain.result = chain.result, result
+    return chain
+
+
+def _exchange(fusion, chain):
+    """Into the remembered map that the next convolution reads."""
+    places = [
+        place
+        for place in fusion.users.get(chain.result, ())
+        if fusion.calls[place][0] is _sige.exchange_rows_.default and fusion.calls[place][1][2] == chain.result
+    ]
+    made = chain.raw is not None  # else the rows themselves, which others may need too
+    if len(places) != 1 or made and fusion.only_user(chain.result) is None:
+        return None
+    target, positions, _ = fusion.calls[places[0]][1]
+    chain.target, chain.positions = target, positions
+    chain.places.append(places[0])
+    chain.raw = chain.raw if made else chain.result
+    chain.result = fusion.calls[places[0]][3][0]
+    return chain
+
+
+class _Affine:
+    """Chains that begin with a norm's map."""
+
+    @staticmethod
+    def at(fusion, place):
+        call = fusion.calls[place]
+        if call[0] is not _sige.affine_rows.default:
+            return None
+        chain = _Chain(place, call[3][0])
+        chain.raw = chain.rows = call[1][0]
+        chain.scale, chain.shift, chain.sample = call[1][1:4]
+        return fusion.grown(chain, _activation, _exchange)
+
+    @staticmethod
+    def call(fusion, chain):
+        args = (chain.rows, chain.scale, chain.shift, chain.sample, *chain.after())
+        return _sige.activate_rows.default, args, {}, [chain.result]
+
+
+class _Convolution:
+    """Chains that begin with a convolution or a linear layer."""
+
+    @staticmethod
+    def at(fusion, place):
+        call = fusion.calls[place]
+        if call[0] not in (_sige.conv_rows.default, _sige.linear_rows.default):
+            return None
+        chain = _Chain(place, call[3][0])
+        chain.vector = chain.residual = None
+        if call[0] is _sige.conv_rows.default:
+            chain.convolution = call[1]
+        else:
+            source, weight, bias = call[1]
+            chain.convolution = (source, None, weight, bias, 1)
+        chain.count = fusion.looks[chain.result].shape[0]
+        return fusion.grown(chain, _first_rows, _vector, _residual, _affine, _activation, _exchange)
+
+    @staticmethod
+    def call(fusion, chain):
+        raw = chain.result if chain.raw is None else chain.raw
+        wanted = raw in fusion.at_end or any(place not in chain.places for place in fusion.users.get(raw, ()))
+        args = (
+            *chain.convolution, chain.count, chain.vector, chain.residual, chain.sample, chain.scale, chain.shift, *chain.after(),
+            wanted,
+        )  # fmt: skip
+        second = fusion.empty() if chain.raw is None else chain.result
+        return _sige.conv_rows_fused.default, args, {}, [raw if wanted else fusion.empty(), second]
+
+
+def _first_rows(fusion, chain):
+    place = fusion.only_user(chain.result)
+    if place is None or fusion.calls[place][0] is not _aten.slice.Tensor:
+        return None
+    _, args, _, (result,) = fusion.calls[place]
+    if args[1:3] != (0, 0) or len(args) != 4 or args[3] > chain.count:
+        return None
+    chain.count = args[3]
+    chain.places.append(place)
+    chain.result = result
+    return chain
+
+
+def _added(fusion, chain):
+    """(place, what is added, result) of an addition to the rows that leaves their shape and dtype; or None."""
+    place = fusion.only_user(chain.result)
+    if place is None or fusion.calls[place][0] is not _aten.add.Tensor:
+        return None
+    _, args, kwargs, (result,) = fusion.calls[place]
+    others = [arg for arg in args if arg != chain.result]
+    if kwargs or len(args) != 2 or len(others) != 1 or not isinstance(others[0], Ref):
+        return None
+    mine, other, made = (fusion.looks[ref] for ref in (chain.result, others[0], result))
+    if (made.shape, made.dtype, other.dtype) != (mine.shape, mine.dtype, mine.dtype) or len(other.shape) != 2:
+        return None
+    return place, others[0], result
+
+
+def _vector(fusion, chain):
+    """One vector for all rows, such as a time embedding, or one for each sample."""
+    found = _added(fusion, chain)
+    if found is None:
+        return None
+    place, vector, result = found
+    rows = fusion.looks[vector].shape[0]
+    if rows != 1 or chain.count == 1:
+        maker = fusion.maker.get(vector)
+        picked = (
+            maker is not None and fusion.calls[maker][0] is _aten.index.Tensor and fusion.only_user(vector) == place
+        )
+        if not picked:
+            return None
+        table, index = fusion.calls[maker][1]
+        if len(index) != 1 or len(fusion.looks[table].shape) != 2 or fusion.looks[index[0]].dtype != torch.int64:
+            return None
+        vector, chain.sample = table, index[0]
+        chain.places.append(maker)
+    chain.vector = vector
+    chain.places.append(place)
+    chain.result = result
+    return chain
+
+
+def _residual(fusion, chain):
+    found = _added(fusion, chain)
+    if found is None or fusion.looks[found[1]].shape != fusion.looks[chain.result].shape:
+        return None
+    place, chain.residual, chain.result = found
+    chain.places.append(place)
+    return chain
