@@ -29,6 +29,7 @@ FAMILIES = {
     "linear_rows": "convolution",
     "affine_rows": "normalization",
     "tile_moments": "normalization",
+    "update_statistics_": "normalization",
     "activate_rows": "fused",
     "conv_rows_fused": "fused",
     "attend": "attention",
@@ -118,6 +119,11 @@ def active(device_type="cpu"):
     if refusal:
         raise RuntimeError(refusal)
     return name
+
+
+def widest(device_type):
+    """The widest numbers that ``device_type``'s kernels compute with: float64, or float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device_type == "mps" or active(device_type) == "mps" else torch.float64
 
 
 @contextlib.contextmanager

@@ -40,6 +40,10 @@ _library.define(
 )
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
+_library.define(
+    "update_statistics_(Tensor rows, Tensor(a!) sums, Tensor tile_index, Tensor centre, Tensor totals, Tensor? sample, "
+    "Tensor? weight, Tensor? bias, int groups, int map_values, float eps) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 _library.define("compact(Tensor mask, int capacity) -> (Tensor, Tensor)")
 
 
@@ -134,6 +138,12 @@ def _(
     some = target is not None or scale is not None or activation != "none"
     second = weight if target is None else target
     return weight.new_empty(count if raw else 0, width), second.new_empty(count if some else 0, width)
+
+
+@torch.library.register_fake("sige::update_statistics_", lib=_library)
+def _(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
+    scale = rows.new_empty(centre.shape[0], rows.shape[1])
+    return sums.new_empty(tile_index.numel(), sums.shape[1]), torch.empty_like(totals), scale, torch.empty_like(scale)
 
 
 @torch.library.register_fake("sige::attend", lib=_library)
@@ -270,6 +280,26 @@ def tile_moments(rows, tiles, groups):
     Returns two float32 tensors (tiles, groups), over P*C/groups values each.
     """
     return _call("tile_moments", rows, tiles, groups)
+
+
+def update_statistics_(
+    rows, sums, tile_index, centre, totals, sample=None, weight=None, bias=None, groups=1, map_values=1, eps=1e-5
+):
+    """A group normalisation's statistics after an edit, of which only the tiles that it touched are summed again.
+
+    Of each tile and channel group the sum of x - c and of (x - c)^2 is remembered, c being the group's fixed centre; their totals over
+    a sample's map give mean = c + first/N and variance = second/N - (first/N)^2, and what an edit adds to the totals is the new sums
+    less the old ones, both as they are remembered.
+
+    ``rows`` (T*P, C) holds whole tiles of P positions, one after the other; ``sums`` (tiles of all maps, 2*groups), first sums and then
+    second ones, is brought up to date in place at the distinct row numbers ``tile_index`` (T,); ``centre`` (B, groups) and ``totals``
+    (B, 2*groups) are float64, or float32 on a device that has none; ``sample`` (T,) is each tile's sample, None where B is 1;
+    ``weight`` and ``bias`` (C,) or None; ``map_values`` is N, the values of a group in a map; ``eps`` is added to the variance.
+    Returns the rows of ``sums`` that were there before (T, 2*groups), the new totals, and ``scale`` and ``shift`` (B, C) in the rows'
+    dtype for `affine_rows`.
+    """
+    args = (rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, float(eps))
+    return _call("update_statistics_", *args)
 
 
 def attend(query, key, value, mask=None, scale=None):

@@ -47,7 +47,7 @@ class Journal:
         return old
 
     def keep(self, entry, target, index, old):
-        """Take rows ``old`` of ``target`` at ``index`` that somebody else has read, before they are overwritten."""
+        """Take the rows ``old`` that were at ``index`` of ``target``, from an operator that gave them back when it overwrote them."""
         self._entries.append((entry, target, index, old))
 
     def check(self):

@@ -92,6 +92,10 @@ def cases(dtype):
     given = (source, reads(20, places), weight, bias, 1, 117, *given, "gelu", 0.0, None, None, True)
     yield "conv_rows_fused", "vector, residual, norm, gelu", given
     yield "tile_moments", "25 tiles of 4x4, 8 groups", (rows + 3, 25, 8)
+    centre, totals = torch.zeros(2, 8), torch.full((2, 16), 5e3)
+    some, sums = scattered(25, 60), random(60, 16, dtype=dtype, seed=3)
+    arguments = (rows + 3, sums, some, centre, totals, some // 30, maps[0][0], maps[1][0], 8, 1440, 1e-5)
+    yield "update_statistics_", "25 of 60 tiles of 4x4, 8 groups", arguments
     tokens = [random(2, 4, count, 40, dtype=dtype, seed=seed) for seed, count in enumerate((9, 300, 300))]
     yield "attend", "9 queries, 300 keys", (*tokens, None, 40**-0.5)
     edit = torch.zeros(400, dtype=torch.bool).index_fill(0, places, True).view(2, 20, 10)
@@ -110,7 +114,7 @@ def _wide(arguments):
 def _results(operator, result, arguments):
     """What an operator gave, written in place or returned, as a list of float64 tensors on the CPU."""
     found = [] if result is None else [*result] if isinstance(result, tuple) else [result]
-    written = [arguments[0]] if operator.endswith("_") else []
+    written = [arguments[operator == "update_statistics_"]] if operator.endswith("_") else []
     return [part.cpu().double() for part in (*written, *found)]
 
 

@@ -15,7 +15,7 @@ from sige.kernels.backends import Declined
 
 NUMBERS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 WORDS = {1: "uchar", 2: "ushort", 4: "uint", 8: "ulong"}  # bytes -> a type that is copied as it is
-FILES = ("gather", "convolution", "normalization")
+FILES = ("gather", "convolution", "normalization", "statistics")
 _MOST_ROWS = (1 << 31) - 1  # row numbers within a launch are 32 bits wide
 
 

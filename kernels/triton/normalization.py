@@ -1,12 +1,17 @@
-"""Affine map and tile moments on rows, on a GPU. The contract stands in ``sige.kernels.ops``."""
+"""Affine map, tile moments and statistics of an edited map, on rows, on a GPU. The contract stands in ``sige.kernels.ops``."""
 
 import torch
 import triton
 import triton.language as tl
 
+from sige.kernels.backends import Declined
 from sige.kernels.triton import launch
 
 _BLOCK = 2048  # elements a program holds
+_STATISTICS_BLOCK = 4096  # and one that updates statistics, of twice as many threads
+_ROUNDS = 16  # that many blocks a program sums one after the other; more are shared out, and merged by another launch
+_SHARED_ROUNDS = 4
+_SECTOR = 32  # bytes that a GPU reads at once
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -58,6 +63,90 @@ def _moments(
     tl.store(squares_out + pair, tl.sum(total, 1), mask=pair < n)
 
 
+@triton.jit(do_not_specialize=["tiles", "share", "map_values"])
+def _statistics(
+    rows, sums, tile_index, centre, totals, sample, weight, bias, old, after, partial, scale, shift,
+    tiles, share, map_values, rows_row, rows_column, sums_row, sums_column,
+    EPS: tl.constexpr, POSITIONS: tl.constexpr, PER_GROUP: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
+    SUM: tl.constexpr, MERGE: tl.constexpr, BT: tl.constexpr, BG: tl.constexpr, BV: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    # A program takes BG groups of one sample and `share` of the tiles, BT at a time. With SUM it sums these and exchanges the
+    # remembered sums for the new ones; with MERGE it knows what the edit adds to the totals and makes scale and shift of them. What
+    # it knows comes from its own tiles, which are then all there are, or else from PARTS partial sums that an earlier launch left.
+    # Each sum has a fixed order: results do not change from run to run.
+    which = tl.program_id(1)
+    here = tl.program_id(0) * BG + tl.arange(0, BG)
+    total = which * 2 * GROUPS + here
+    first = tl.zeros((BG,), tl.float64)
+    second = tl.zeros((BG,), tl.float64)
+    if SUM:
+        pair = tl.arange(0, BT * BG)
+        group = tl.program_id(0) * BG + pair % BG
+        middle = tl.load(centre + which * GROUPS + group, mask=group < GROUPS, other=0).to(tl.float32)
+        begin = tl.program_id(2) * share
+        end = tl.minimum(begin + share, tiles)
+        count: tl.constexpr = POSITIONS * PER_GROUP
+        for start in range(begin, end, BT):
+            tile = start + pair // BG
+            mine = (tile < end) & (group < GROUPS)
+            if sample is not None:
+                mine &= tl.load(sample + tile, mask=mine, other=-1) == which
+            corner = tile.to(tl.int64) * POSITIONS * rows_row + group * PER_GROUP * rows_column
+            ones = tl.zeros((BT * BG, BV), tl.float32)
+            squares = tl.zeros((BT * BG, BV), tl.float32)
+            for value in range(0, count, BV):
+                v = value + tl.arange(0, BV)
+                place = corner[:, None] + (v // PER_GROUP * rows_row + v % PER_GROUP * rows_column)[None, :]
+                inside = mine[:, None] & (v < count)[None, :]
+                apart = tl.load(rows + place, mask=inside, other=0).to(tl.float32) - middle[:, None]
+                apart = tl.where(inside, apart, 0.0)
+                ones += apart
+                squares += apart * apart
+            one = tl.sum(ones, 1).to(sums.dtype.element_ty)
+            square = tl.sum(squares, 1).to(sums.dtype.element_ty)
+            row = tl.load(tile_index + tile, mask=mine, other=0).to(tl.int64) * sums_row + group * sums_column
+            kept = tile.to(tl.int64) * 2 * GROUPS + group
+            one_before = tl.load(sums + row, mask=mine, other=0)
+            square_before = tl.load(sums + row + GROUPS * sums_column, mask=mine, other=0)
+            tl.store(old + kept, one_before, mask=mine)
+            tl.store(old + kept + GROUPS, square_before, mask=mine)
+            tl.store(sums + row, one, mask=mine)
+            tl.store(sums + row + GROUPS * sums_column, square, mask=mine)
+            # Of a pair that is not mine both are 0.
+            first += tl.sum(tl.reshape(one.to(tl.float64) - one_before.to(tl.float64), (BT, BG)), 0)
+            second += tl.sum(tl.reshape(square.to(tl.float64) - square_before.to(tl.float64), (BT, BG)), 0)
+    else:
+        for part in range(PARTS):
+            place = partial + part * tl.num_programs(1) * 2 * GROUPS + total
+            first += tl.load(place, mask=here < GROUPS, other=0)
+            second += tl.load(place + GROUPS, mask=here < GROUPS, other=0)
+    if MERGE:
+        first += tl.load(totals + total, mask=here < GROUPS, other=0).to(tl.float64)
+        second += tl.load(totals + total + GROUPS, mask=here < GROUPS, other=0).to(tl.float64)
+        tl.store(after + total, first.to(after.dtype.element_ty), mask=here < GROUPS)
+        tl.store(after + total + GROUPS, second.to(after.dtype.element_ty), mask=here < GROUPS)
+        values = map_values.to(tl.float64)
+        first, second = first / values, second / values
+        rstd = 1 / tl.sqrt(tl.maximum(second - first * first, 0) + EPS)
+        mean = tl.load(centre + which * GROUPS + here, mask=here < GROUPS, other=0).to(tl.float64) + first
+        inner = tl.arange(0, BW)
+        channel = here[:, None] * PER_GROUP + inner[None, :]
+        inside = (here < GROUPS)[:, None] & (inner < PER_GROUP)[None, :]
+        factor = tl.broadcast_to(rstd[:, None], (BG, BW))
+        if weight is not None:
+            factor *= tl.load(weight + channel, mask=inside, other=0).to(tl.float64)
+        offset = -mean[:, None] * factor
+        if bias is not None:
+            offset += tl.load(bias + channel, mask=inside, other=0).to(tl.float64)
+        channel += which * GROUPS * PER_GROUP
+        tl.store(scale + channel, factor.to(tl.float32).to(scale.dtype.element_ty), mask=inside)
+        tl.store(shift + channel, offset.to(tl.float32).to(shift.dtype.element_ty), mask=inside)
+    else:
+        place = partial + tl.program_id(2) * tl.num_programs(1) * 2 * GROUPS + total
+        tl.store(place, first, mask=here < GROUPS)
+        tl.store(place + GROUPS, second, mask=here < GROUPS)
+
+
 def affine_rows(rows, scale, shift, sample):
     launch.serve(rows, scale, shift)
     sample = None if sample is None else sample.contiguous()
@@ -87,3 +176,44 @@ def tile_moments(rows, tiles, groups):
     arguments.update(BP=together, BV=held)
     launch.run(_moments, (triton.cdiv(pairs, together),), arguments)
     return tuple(moments)
+
+
+def _contiguous(tensor):
+    return None if tensor is None else tensor.contiguous()
+
+
+def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
+    launch.serve(rows, sums, weight, bias)
+    for part in (centre, totals):
+        if part.dtype not in (torch.float64, torch.float32):
+            raise Declined(
+                f"its kernels read centres and totals in float64 or float32, not {str(part.dtype).removeprefix('torch.')}"
+            )
+    tiles, batch, width, device = tile_index.numel(), centre.shape[0], rows.shape[1], rows.device
+    positions, per_group = rows.shape[0] // max(tiles, 1), width // groups
+    held = min(triton.next_power_of_2(max(positions * per_group, 1)), _STATISTICS_BLOCK)
+    # As many groups together as fill what is read at once, then as many tiles as fit.
+    wanted = triton.next_power_of_2(triton.cdiv(_SECTOR, per_group * rows.element_size()))
+    beside = min(wanted, triton.next_power_of_2(groups), _STATISTICS_BLOCK // held)
+    together = min(triton.next_power_of_2(max(tiles, 1)), _STATISTICS_BLOCK // (held * beside))
+    steps = triton.cdiv(positions * per_group, held)  # of one block of tiles
+    parts = 1
+    if triton.cdiv(tiles, together) * steps > _ROUNDS:
+        parts = triton.cdiv(tiles, together * max(1, _SHARED_ROUNDS // steps))
+    share = triton.cdiv(triton.cdiv(tiles, together), parts) * together
+    old = torch.empty(tiles, 2 * groups, dtype=sums.dtype, device=device)
+    after = torch.empty(batch, 2 * groups, dtype=totals.dtype, device=device)
+    scale, shift = (torch.empty(batch, width, dtype=rows.dtype, device=device) for _ in range(2))
+    partial = None if parts == 1 else torch.empty(parts, batch, 2 * groups, dtype=torch.float64, device=device)
+    arguments = dict(rows=rows, sums=sums, tile_index=tile_index.contiguous(), centre=centre.contiguous())
+    arguments.update(totals=totals.contiguous(), sample=_contiguous(sample), weight=_contiguous(weight))
+    arguments.update(bias=_contiguous(bias), old=old, after=after, partial=partial, scale=scale, shift=shift)
+    arguments.update(tiles=tiles, share=share, map_values=map_values, rows_row=rows.stride(0))
+    arguments.update(rows_column=rows.stride(1), sums_row=sums.stride(0), sums_column=sums.stride(1))
+    arguments.update(EPS=eps, POSITIONS=positions, PER_GROUP=per_group, GROUPS=groups, PARTS=parts, BT=together)
+    arguments.update(BG=beside, BV=held, BW=triton.next_power_of_2(per_group))
+    grid = (triton.cdiv(groups, beside), batch)
+    launch.run(_statistics, (*grid, parts), dict(arguments, SUM=True, MERGE=parts == 1), warps=8)
+    if parts > 1:
+        launch.run(_statistics, grid, dict(arguments, SUM=False, MERGE=True), warps=1)
+    return old, after, scale, shift

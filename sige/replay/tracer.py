@@ -171,6 +171,11 @@ class TracedJournal(Journal):
         self._tracer.journal(entry, entry.value, index, old)
         return old
 
+    def keep(self, entry, target, index, old):
+        """See :meth:`Journal.keep`."""
+        super().keep(entry, target, index, old)
+        self._tracer.journal(entry, target, index, old)
+
     def value(self, entry):
         """See :meth:`Journal.value`."""
         super().value(entry)

@@ -1,10 +1,10 @@
 """Normalisation over space: statistics by the policy's ``norm``.
 
 ``cached``: the recording's.  ``dense``: of the whole edited map.  ``incremental``: of the whole edited map, but only the tiles
-that the edit touched are summed again. For the latter each tile's mean m and centred sum of squares s are remembered, and for
-each sample and channel group the totals, taken about the recorded mean c so that they do not cancel:
+that the edit touched are summed again. For the latter are remembered: the recorded mean c of each sample and channel group, of each
+tile the sums of x - c and of (x - c)^2, about c so that they do not cancel, and the totals of these sums over a sample's map,
 
-    first = sum of n (m - c),   second = sum of s + n (m - c)^2,   mean = c + first/N,   variance = second/N - (first/N)^2.
+    mean = c + first/N,   variance = second/N - (first/N)^2.
 
 Positions that are not edited keep the recorded affine map: their remembered activated values are not normalised anew.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor, full_view
-from sige.kernels import ops
+from sige.kernels import backends, ops
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.state.packed import is_packed
@@ -135,56 +135,41 @@ def _incremental(forward, key, x, num_groups, weight, bias, eps):
         out, mean, rstd = _native(_full_image(x), num_groups, weight, bias, eps)
         _remember_tiles(forward, key, totals, x, num_groups, tile, mean, rstd, eps)
         return _from_image(x, out)
-    mean, rstd = _updated(forward, key, totals, x, num_groups, tile, eps)
-    scale, shift = _affine(mean, rstd, weight, bias, x.rows.shape[1], x.dtype)
+    scale, shift = _updated(forward, key, totals, x, num_groups, tile, weight, bias, eps)
     return x.with_rows(ops.affine_rows(x.rows, scale, shift, x.active.sample()))
 
 
 def _remember_tiles(forward, key, totals, x, num_groups, tile, mean, rstd, eps):
-    means, squares = _moments_of_map(_full_image(x), num_groups, tile)
+    wide = backends.widest(x.rows.device.type)
     size = x.active.height * x.active.width * (x.rows.shape[1] // num_groups)
-    second = (1 / rstd.double() ** 2 - eps) * size
-    centre = mean.double()
+    centre = mean.to(wide)
+    second = (1 / rstd.to(wide) ** 2 - eps) * size
     # One byte is too little for sums of which differences are taken.
     dtype = forward.policy.state_dtype or x.dtype
     dtype = torch.bfloat16 if is_packed(dtype) else dtype
-    forward.keep_sums(key, "norm_sums", torch.cat([means, squares], 1).to(dtype), x.active)
-    forward.keep_value(totals, "norm_sums", (centre, torch.zeros_like(centre), second))
+    forward.keep_sums(key, "norm_sums", _sums_of_map(_full_image(x), mean, tile).to(dtype), x.active)
+    forward.keep_value(totals, "norm_sums", (centre, torch.cat([torch.zeros_like(second), second], 1)))
 
 
-def _moments_of_map(image, num_groups, tile):
-    """Mean and centred sum of squares of every tile of a map (B, C, H, W): two (B*tiles, groups), float32."""
-    batch, channels = image.shape[:2]
-    image = image.float()
-    values = torch.stack([F.avg_pool2d(image, tile), F.avg_pool2d(image.square(), tile)])
-    values = values.permute(0, 1, 3, 4, 2).reshape(2, -1, num_groups, channels // num_groups).mean(-1)
-    size = tile * tile * (channels // num_groups)
-    return values[0], ((values[1] - values[0].square()).clamp(min=0) * size)
+def _sums_of_map(image, centre, tile):
+    """Sums of x - c and (x - c)^2 of every tile and group of a map (B, C, H, W) with centres (B, groups): (B*tiles, 2*groups)."""
+    channels, groups = image.shape[1], centre.shape[1]
+    apart = image - centre.repeat_interleave(channels // groups, 1)[:, :, None, None]
+    means = torch.stack([F.avg_pool2d(apart, tile), F.avg_pool2d(apart.square_(), tile)], 1)
+    means = means.permute(0, 3, 4, 1, 2).reshape(-1, 2 * groups, channels // groups)
+    return means.sum(2) * tile**2
 
 
-def _updated(forward, key, totals, x, num_groups, tile, eps):
-    """Statistics (B, groups) of the edited map; brings the remembered tile sums and totals up to date."""
-    active, rows = x.active, x.rows
+def _updated(forward, key, totals, x, num_groups, tile, weight, bias, eps):
+    """Scale and shift (B, C) by the statistics of the edited map; brings the remembered tile sums and totals up to date."""
+    active, channels = x.active, x.rows.shape[1]
     tile_index = active.positions if tile == 1 else active.tile_index
-    count = tile * tile * (x.rows.shape[1] // num_groups)
-    new = torch.cat(ops.tile_moments(rows, tile_index.numel(), num_groups), 1)
-    entry = forward.memory.recall(key)
-    old = forward.journal.rows(entry, entry.value, tile_index)
-    ops.scatter_rows_(entry.value, tile_index, new)
-    centre, first, second = forward.recall(totals)
     sample = None if active.batch == 1 else tile_index // ((active.height // tile) * (active.width // tile))
-    new, old = new.double(), old.double()
-    difference, (new_mean, old_mean) = new - old, (new[:, :num_groups], old[:, :num_groups])
-    shift = 2 * (centre if sample is None else centre[sample])
-    # n ((m' - c)^2 - (m - c)^2) = n (m' - m) (m' + m - 2c)
-    moved = count * difference[:, :num_groups]
-    second_delta = torch.addcmul(difference[:, num_groups:], moved, new_mean + old_mean - shift)
-    if sample is None:
-        first, second = first + moved.sum(0, keepdim=True), second + second_delta.sum(0, keepdim=True)
-    else:
-        first, second = first.index_add(0, sample, moved), second.index_add(0, sample, second_delta)
-    forward.keep_value(totals, "norm_sums", (centre, first, second))
-    size = active.height * active.width * (x.rows.shape[1] // num_groups)
-    offset = first / size
-    variance = (second / size - offset.square()).clamp(min=0)
-    return centre + offset, (variance + eps).rsqrt()
+    size = active.height * active.width * (channels // num_groups)
+    entry, (centre, sums) = forward.memory.recall(key), forward.recall(totals)
+    old, sums, scale, shift = ops.update_statistics_(
+        x.rows, entry.value, tile_index, centre, sums, sample, weight, bias, num_groups, size, eps
+    )
+    forward.journal.keep(entry, entry.value, tile_index, old)
+    forward.keep_value(totals, "norm_sums", (centre, sums))
+    return scale, shift

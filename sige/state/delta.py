@@ -56,6 +56,13 @@ class Delta(Journal):
         self._touched[entry.key] = (entry, index)
         ops.scatter_rows_(entry.value, index, rows)
 
+    def keep(self, entry, target, index, old):
+        """See :meth:`Journal.keep`."""
+        if isinstance(entry, Loaded):
+            self._touched[entry.key] = (entry, index)
+        else:
+            super().keep(entry, target, index, old)
+
     def value(self, entry):
         """See :meth:`Journal.value`."""
         if isinstance(entry, Loaded):

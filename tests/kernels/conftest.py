@@ -41,6 +41,10 @@ def _norm(rows, maps):
     return dict(T_ROW=rows, T_SCALE=maps, T_SHIFT=maps)
 
 
+def _statistics(rows, sums):
+    return dict(T_ROW=rows, T_SUM=sums)
+
+
 def metal_variants():
     """(file, types) of everything that the tests launch, as `launch.text` takes them."""
     from sige.kernels.mps import launch
@@ -50,7 +54,13 @@ def metal_variants():
     copies += [_copy(*pair, 1) for pair in itertools.permutations(numbers, 2)]
     products = [_product(number, number) for number in numbers] + [_product("bfloat", "float")]
     norms = [_norm(number, number) for number in numbers] + [_norm("half", "float")]
-    return _all("gather", *copies) + _all("convolution", *products) + _all("normalization", *norms)
+    statistics = [_statistics(rows, sums) for rows in numbers for sums in dict.fromkeys((rows, "float", "bfloat"))]
+    return (
+        _all("gather", *copies)
+        + _all("convolution", *products)
+        + _all("normalization", *norms)
+        + _all("statistics", *statistics)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ def test_arguments_are_numbered_as_they_are_passed(shim_module, file):
         ("convolution", "TILE_DEPTH", convolution._DEPTH),
         ("convolution", "PRODUCT_THREADS", convolution._THREADS),
         ("normalization", "MOMENT_THREADS", normalization._MOMENT_THREADS),
+        ("statistics", "STATISTICS_THREADS", normalization._MOMENT_THREADS),
     ],
 )
 def test_both_sides_agree_on_sizes(file, macro, value):
@@ -160,6 +161,48 @@ def test_moments_of_a_view(shimmed):
     values = rows.reshape(2, 4, 3, 2)
     assert torch.allclose(mean, values.mean((1, 3)), atol=1e-6)
     assert torch.allclose(squares, values.var((1, 3), correction=0) * 8, atol=1e-5)
+
+
+def updated_statistics(rows, sums, weight=None, batch=1):
+    """`update_statistics_` of four tiles of two positions and two groups, changed of eight; (its results, the new sums exactly)."""
+    changed, centre = torch.tensor([1, 2, 5, 6]), random(batch, 2, seed=5)
+    sample = None if batch == 1 else changed // 4
+    totals = torch.full((batch, 4), 100.0)
+    got = normalization.update_statistics_(rows, sums, changed, centre, totals, sample, weight, weight, 2, 99, 1e-5)
+    pick = torch.zeros(4, dtype=torch.long) if batch == 1 else sample
+    apart = rows.double().view(4, 2, 2, -1) - centre.double()[pick][:, None, :, None]
+    return got, torch.cat([apart.sum((1, 3)), apart.square().sum((1, 3))], 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_statistics_of_views(launched, batch):
+    sums = strided(8, 4, 1)
+    outside = int(sums._base.isnan().sum())
+    before = sums.clone()
+    (old, *_), exact = updated_statistics(strided(8, 6), sums, strided(1, 6, 2)[0], batch)
+    changed = torch.tensor([1, 2, 5, 6])
+    assert (launched, torch.equal(old, before[changed])) == (["exchange_sums", "merge_statistics"], True)
+    assert torch.allclose(sums[changed].double(), exact, atol=1e-5)
+    assert (torch.equal(sums[[0, 3, 4, 7]], before[[0, 3, 4, 7]]), int(sums._base.isnan().sum())) == (True, outside)
+
+
+def test_totals_lose_no_digits_to_one_that_is_large(shimmed):
+    """A change of a million and one of a thousandth, in two tiles: a sum of floats would have dropped the small one before the large
+    one is gone."""
+    rows = torch.tensor([[1e6], [1e-3], [-1e6]])
+    sums, centre, totals = torch.zeros(3, 2), torch.zeros(1, 1), torch.zeros(1, 2)
+    _, after, *_ = normalization.update_statistics_(
+        rows, sums, torch.arange(3), centre, totals, None, None, None, 1, 3, 1e-5
+    )
+    assert after[0, 0].item() == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_totals_in_float64_are_declined(shimmed):
+    rows, wide = random(4, 2), torch.zeros(1, 2, dtype=torch.float64)
+    with pytest.raises(
+        backends.Declined, match="^Metal has no double, its kernels read centres and totals in float32$"
+    ):
+        normalization.update_statistics_(rows, rows, torch.arange(4), wide[:, :1], wide, None, None, None, 1, 8, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +379,7 @@ def test_an_edit_on_metal_equals_one_on_the_cpu(launched, monkeypatch, norm):
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[10:14, 28:] = mask[0, 0] = True
     (got, effect), (exact, other) = (edited(backend, norm, mask) for backend in ("mps", "cpu"))
-    used = {"gather_rows", "scatter_rows", "rows_product", "affine_rows"}
+    used = {"gather_rows", "exchange_rows", "rows_product", "affine_rows"}
+    used |= {"exchange_sums", "merge_statistics"} if norm == "incremental" else set()
     assert 0 < effect.macs < 0.5 * effect.dense_macs and effect.macs == other.macs
     assert (used - set(launched), torch.allclose(got, exact, atol=1e-4)) == (set(), True)

@@ -57,8 +57,9 @@ def call(operator, *args):
     device = "mps" if backends._forced == "mps" and torch.backends.mps.is_available() else device
     moved = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
     result = getattr(ops, operator)(*moved)
+    written = 1 if operator == "update_statistics_" else 0
     if operator.endswith("_") and device != "cpu":
-        args[0].copy_(moved[0])
+        args[written].copy_(moved[written])
     return (
         tuple(part.cpu() for part in result)
         if isinstance(result, tuple)
@@ -306,6 +307,96 @@ def test_tile_moments(dtype, tiles, side, channels, groups):
         True,
         True,
     )
+
+
+GRID = 12  # tiles of a sample's map
+
+
+def sums_of(values, centre):
+    """Sums of x - c and (x - c)^2 of tiles (T, P, groups, C/groups) with centres (T, groups), in float64: (T, 2*groups)."""
+    apart = values.double() - centre.double()[:, None, :, None]
+    return torch.cat([apart.sum((1, 3)), apart.square().sum((1, 3))], 1)
+
+
+def edited_statistics(backend, dtype, stored, tiles, side, channels, groups, affine, batch):
+    """A map of which ``tiles`` tiles change, through the operator.
+
+    Returns what it gave, the remembered sums before and after, the changed tiles, and in float64 what all of it should be.
+    """
+    shape = (batch * GRID, side**2, groups, channels // groups)
+    before = random(*shape, dtype=dtype) * 0.5 + 3
+    after, changed = before.clone(), torch.randperm(batch * GRID, generator=torch.Generator().manual_seed(4))[:tiles]
+    changed = changed.sort().values
+    after[changed] = random(tiles, *shape[1:], dtype=dtype, seed=1) + 2
+    centre = before.float().view(batch, -1, *shape[2:]).mean((1, 3))
+    middle = centre.repeat_interleave(GRID, 0)
+    sums = sums_of(before, middle).to(stored)
+    # What is remembered may be coarse; the totals fit it, so that only the operator's own errors show.
+    totals = sums.double().view(batch, GRID, -1).sum(1)
+    exact_sums = sums.double().index_copy(0, changed, sums_of(after, middle)[changed])
+    exact = exact_sums.view(batch, GRID, -1).sum(1)
+    weight, bias = (random(channels, dtype=dtype, seed=seed) if affine else None for seed in (2, 3))
+    count, wide = GRID * side**2 * (channels // groups), backends.widest("cpu")
+    first, second = (exact / count).chunk(2, 1)
+    mean, rstd = centre + first, (second - first.square() + 1e-5).rsqrt()
+    mean, rstd = (part.repeat_interleave(channels // groups, 1) for part in (mean, rstd))
+    scale = rstd * (weight.double() if affine else 1)
+    shift = (bias.double() if affine else 0) - mean * scale
+    kept, sample = sums.clone(), None if batch == 1 else changed // GRID
+    rows = after[changed].reshape(-1, channels)
+    given = (rows, sums, changed, centre.to(wide), totals.to(wide), sample, weight, bias, groups, count, 1e-5)
+    return call("update_statistics_", *given), kept, sums, changed, (exact_sums, exact, scale, shift)
+
+
+TILES = pytest.mark.parametrize("tiles", [0, 1, 7], ids=["no tile", "one tile", "seven tiles"])
+STATISTICS = pytest.mark.parametrize("side, channels, groups", [(1, 24, 8), (2, 3, 1), (2, 17, 17), (4, 24, 8)])
+
+
+@TILES
+@STATISTICS
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "not affine"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_update_statistics(backend, dtype, tiles, side, channels, groups, affine, batch):
+    done = edited_statistics(backend, dtype, torch.float32, tiles, side, channels, groups, affine, batch)
+    (old, totals, scale, shift), kept, sums, changed, (exact_sums, exact, exact_scale, exact_shift) = done
+    assert torch.equal(old, kept[changed])
+    assert torch.allclose(sums.double(), exact_sums, rtol=1e-5, atol=1e-4)
+    assert (totals.dtype, torch.allclose(totals.double(), exact, rtol=1e-6, atol=1e-4)) == (
+        backends.widest("cpu"),
+        True,
+    )
+    assert (scale.dtype, close(scale, exact_scale), close(shift, exact_shift)) == (dtype, True, True)
+
+
+@STATISTICS
+@pytest.mark.parametrize("batch", [1, 2])
+def test_update_statistics_writes_the_named_tiles_and_no_other(dtype, side, channels, groups, batch):
+    done = edited_statistics(None, dtype, torch.bfloat16, 7, side, channels, groups, True, batch)
+    (old, totals, *_), kept, sums, changed, (exact_sums, *_) = done
+    others = torch.ones(len(sums), dtype=torch.bool).index_fill(0, changed, False)
+    assert (old.dtype, torch.equal(old, kept[changed])) == (torch.bfloat16, True)
+    assert torch.equal(sums[others], kept[others])
+    # Triton's interpreter cuts bfloat16 off where GPUs round to the nearest.
+    assert torch.allclose(sums.double(), exact_sums, rtol=2**-7, atol=1e-4)
+    # The totals are those of what is remembered.
+    assert torch.allclose(totals.double(), sums.double().view(batch, GRID, -1).sum(1), rtol=1e-6, atol=1e-4)
+
+
+def test_update_statistics_takes_an_edit_back(backend):
+    """The tiles' old rows after the new ones leave the totals where they were, also about a mean that the edit moved far away."""
+    tiles, channels, groups = 5, 24, 8
+    before, after = (
+        random(tiles * 4, channels, dtype=torch.float32),
+        random(tiles * 4, channels, dtype=torch.float32) + 300,
+    )
+    wide, changed = backends.widest("cpu"), torch.arange(tiles)
+    centre, totals = torch.zeros(1, groups, dtype=wide), torch.full((1, 2 * groups), 144.0, dtype=wide)
+    sums = sums_of(before.view(tiles, 4, groups, 3), torch.zeros(tiles, groups)).float()
+    settings = (None, None, None, groups, 144, 1e-5)
+    _, moved, *_ = call("update_statistics_", after, sums, changed, centre, totals, *settings)
+    _, back, *_ = call("update_statistics_", before, sums, changed, centre, moved, *settings)
+    assert float((moved - totals).abs().min()) > 1e3
+    assert float((back - totals).abs().max()) < (1e-4 if wide is torch.float64 else 1)
 
 
 @pytest.mark.parametrize("spare", [0, 1, 700], ids=["filled", "one place left", "longer than the mask"])

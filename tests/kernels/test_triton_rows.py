@@ -223,21 +223,32 @@ def said(caplog):
     backends._say_once.cache_clear()
 
 
-@pytest.mark.parametrize("operator", ["gather_rows", "conv_rows", "linear_rows", "affine_rows", "tile_moments"])
+@pytest.mark.parametrize(
+    "operator", ["gather_rows", "conv_rows", "linear_rows", "affine_rows", "tile_moments", "update_statistics_"]
+)
 def test_float64_is_left_to_the_reference(operator, said):
     rows = torch.rand(4, 3, dtype=torch.float64, device=DEVICE)
     index = torch.tensor([0, 3], device=DEVICE)
+    statistics = (
+        torch.zeros(1, 1, dtype=torch.float64, device=DEVICE),
+        torch.ones(1, 2, dtype=torch.float64, device=DEVICE),
+    )
     args = {
         "gather_rows": (rows, index),
         "conv_rows": (rows, index[:, None], torch.ones(2, 3, 1, 1, dtype=torch.float64, device=DEVICE), None, 1),
         "linear_rows": (rows, torch.ones(2, 3, dtype=torch.float64, device=DEVICE), None),
         "affine_rows": (rows, rows[:1], rows[1:2], None),
         "tile_moments": (rows, 2, 1),
+        "update_statistics_": (rows[:, :2], rows[:, :2].clone(), index[:1], *statistics, None, None, None, 1, 12, 1e-5),
     }[operator]
+
+    def fresh():
+        return [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+
     with backends.forced("triton"):
-        got = getattr(ops, operator)(*args)
+        got = getattr(ops, operator)(*fresh())
     with backends.forced("reference"):
-        exact = getattr(ops, operator)(*args)
+        exact = getattr(ops, operator)(*fresh())
     got, exact = (result if isinstance(result, tuple) else (result,) for result in (got, exact))
     reason = "its kernels know float32, float16 and bfloat16, not float64"
     message = f"kernel backend 'triton' leaves {operator} to 'reference': {reason}"

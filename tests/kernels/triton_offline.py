@@ -24,7 +24,7 @@ from sige.kernels.triton import fused as ops
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32",
-    torch.uint8: "*u8",
+    torch.uint8: "*u8", torch.float64: "*fp64",
 }  # fmt: skip
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -51,6 +51,16 @@ def normalised(dtype):
     normalization.affine_rows(rows, scale, scale, numbers(800))
     normalization.affine_rows(rows, scale[:1], scale[:1], None)
     normalization.tile_moments(empty(12800, 128, dtype=dtype), 800, 32)
+
+
+def updated(dtype, tiles, batch=1, affine=True):
+    """Statistics of a map of 128 channels after ``tiles`` tiles of 8x8 changed."""
+    rows, sums = empty(tiles * 64, 128, dtype=dtype), empty(1024 * batch, 64, dtype=dtype)
+    centre, totals = empty(batch, 32, dtype=torch.float64), empty(batch, 64, dtype=torch.float64)
+    weight, sample = empty(128, dtype=dtype) if affine else None, numbers(tiles) if batch > 1 else None
+    normalization.update_statistics_(
+        rows, sums, numbers(tiles), centre, totals, sample, weight, weight, 32, 1 << 18, 1e-5
+    )
 
 
 def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1):
@@ -118,6 +128,9 @@ def cases():
     yield "activations float16", lambda: activated(torch.float16)
     yield "copies float16", lambda: copied(torch.float16)
     yield "normalisation float16", lambda: normalised(torch.float16)
+    yield "statistics of few tiles float16", lambda: updated(torch.float16, 12)
+    yield "statistics of many tiles float16", lambda: updated(torch.float16, 160, batch=2)
+    yield "statistics of many tiles float32", lambda: updated(torch.float32, 160, affine=False)
     yield "compaction", compacted
 
 

@@ -49,6 +49,15 @@ inline uint rounded(uint bits, int dropped)
 
 } // namespace shim
 
+// The bits of one type as another of the same size.
+template <typename To, typename From> To as_type(From value)
+{
+    static_assert(sizeof(To) == sizeof(From), "as_type keeps the size");
+    To made;
+    std::memcpy(&made, &value, sizeof made);
+    return made;
+}
+
 struct bfloat {
     uint16_t bits;
     bfloat() = default;
