@@ -3,6 +3,7 @@
 | steps | with attention control | without, maps remembered | weights alone |
 |---|---|---|---|
 | dense first | maps put back, new ones kept | new ones kept | words re-weighted |
+| dense first, of an edit that begins behind the first step | maps put back | words re-weighted | words re-weighted |
 | sparse, no dense step before | maps put back | | words re-weighted |
 | sparse behind dense ones | words re-weighted | words re-weighted | words re-weighted |
 | dense first ones carried out sparsely by ``commit`` | maps put back | | words re-weighted |
@@ -21,17 +22,24 @@ class AttentionBlocks:
     """The blocks of one edit, or of a recording.
 
     control: AttentionControl with or without maps, or None.   request: what is asked for.   controlled: whether to put maps back.
-    base: prompts that the maps are of.   dense_first: number of dense steps before sparse ones.
+    base: prompts that the maps are of.   dense_first: number of dense steps before sparse ones.   start: the recorded step that the
+    edit begins with.
     """
 
-    def __init__(self, pipe, control, request, controlled=False, base=None, dense_first=0):
+    def __init__(self, pipe, control, request, controlled=False, base=None, dense_first=0, start=0):
         self.control, self.batch, self.controlled, self.dense_first = control, request.batch, controlled, dense_first
+        self.start = start
         self.factors = factors_of(pipe, request)
         self.macs, self.kept = 0, False
         self._maps = control is not None and control.recorded_calls > 0
         if controlled and not self._maps:
             raise RecordingError(
                 "no attention is remembered to hold: generate(..., attention_control=True) before edit(..., attention_control=True)"
+            )
+        if controlled and start >= control.recorded_calls:
+            raise RecordingError(
+                f"attention is remembered of the first {control.recorded_calls} steps, this edit begins at step {start + 1}: "
+                f"generate(..., attention_control={start + 1}) or more before, or edit with a greater strength"
             )
         if control is None and self.factors is not None:
             self.control = AttentionControl(pipe, calls=0)
@@ -40,20 +48,23 @@ class AttentionBlocks:
             self._changes = [compare(pipe.tokenizer, old, new) for old, new in zip(base, request.prompts, strict=True)]
 
     @contextlib.contextmanager
-    def block(self, phase):
-        """The block for ``dense`` steps, ``sparse`` ones or a ``replay`` of the dense ones by ``commit``."""
-        with self._block(phase):
+    def block(self, phase, first=None):
+        """The block for ``dense`` steps, ``sparse`` ones or a ``replay`` of the dense ones by ``commit``.
+
+        first: the recorded step that its first call repeats; None: the one that the edit begins with.
+        """
+        with self._block(phase, self.start if first is None else first):
             yield
         if self.control is not None:
             self.macs += self.control.macs
 
-    def _block(self, phase):
-        if phase == "dense" and self._maps:
+    def _block(self, phase, first):
+        if phase == "dense" and self._maps and self.start == 0:
             self.kept = True
             changes = self._changes if self.controlled else [None] * self.batch
             return self.control.injecting(changes, weights=self._weights(), keep=True)
-        if self.controlled and (phase == "replay" or phase == "sparse" and not self.dense_first):
-            return self.control.injecting(self._changes, weights=self._weights())
+        if self.controlled and (phase in ("dense", "replay") or not self.dense_first):
+            return self.control.injecting(self._changes, weights=self._weights(), first=first)
         if self.factors is not None:
             return self.control.weighting(self._weights(), samples=self.batch)
         return contextlib.nullcontext()

@@ -16,6 +16,7 @@ Sources: Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attention Cont
 """
 
 import contextlib
+import itertools
 
 import torch
 
@@ -45,7 +46,7 @@ class AttentionControl:
         self.layers = cross_attentions(self.unet)
         self.macs = 0  # multiply-accumulates spent aside, of the last block
         self._maps, self._pending = [], None
-        self._mode, self._call = None, -1
+        self._mode = None
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
@@ -64,13 +65,13 @@ class AttentionControl:
         self._maps, self._pending = made, None
 
     @contextlib.contextmanager
-    def injecting(self, change, weights=None, swapped=False, keep=False):
+    def injecting(self, change, weights=None, swapped=False, keep=False, first=0):
         """Put the remembered maps of unchanged tokens in place of the new prompt's, call by call from the first.
 
         change: the PromptChange from the recorded prompt, or a list of them, one a picture (None: that picture runs free).
         weights: as in :meth:`weighting`, in place of the change's own.   swapped: exchanged words take over the maps of the
         words they stand for, as Prompt-to-Prompt does; otherwise they keep their own, as in FISEdit.   keep: remember the maps that
-        result, for :meth:`commit`.
+        result, for :meth:`commit`.   first: number of the remembered call that the first one inside the block repeats.
         """
         if not self._maps:
             raise RecordingError("no attention map is remembered: run the old prompt inside control.recording() first")
@@ -80,7 +81,7 @@ class AttentionControl:
         factors = own if weights is None else _factors(weights, samples)
         carry = [None if one is None else Carry(one, swapped) for one in changes]
         made = [] if keep else None
-        with self._listening(_Mode(samples, carry, factors, made, self.calls)):
+        with self._listening(_Mode(samples, carry, factors, made, self.calls), first):
             yield self
         if keep:
             self._pending = made
@@ -156,28 +157,26 @@ class AttentionControl:
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _listening(self, mode):
+    def _listening(self, mode, first=0):
         if self._mode is not None:
             raise RecordingError("blocks of one AttentionControl cannot be nested: end the one before the other begins")
-        self._mode, self._call, self.macs = mode, -1, 0
-        handles = [self.unet.register_forward_pre_hook(self._next_call)]
+        self._mode, self.macs, handles = mode, 0, []
         try:
             for name, layer in self.layers.items():
-                handles += self._hooks(name, layer)
+                handles += self._hooks(name, layer, itertools.count(first))
             yield
         finally:
             self._mode = None
             for handle in handles:
                 handle.remove()
 
-    def _next_call(self, *_):
-        self._call += 1
-
-    def _hooks(self, name, layer):
+    def _hooks(self, name, layer, calls):
+        """The hooks of a layer, whose every call is the next of ``calls``: hooks on the U-Net do not hear a session record it anew."""
         seen = {}
 
         def begin(module, args, kwargs):
             seen.clear()
+            seen["call"] = next(calls)
             if kwargs.get("attention_mask") is not None:
                 raise ModelError(
                     f"{name} masks tokens of the text: attention control knows unmasked cross-attention only"
@@ -222,7 +221,7 @@ class AttentionControl:
 
     def _meet(self, name, layer, seen, args):
         """What enters the output projection, with this layer's maps recorded or put back."""
-        mode, call = self._mode, self._call
+        mode, call = self._mode, seen["call"]
         if call >= mode.calls or mode.carry is not None and call >= len(self._maps) and mode.keep is None:
             return None
         if not {"q", "k", "v"} <= seen.keys():

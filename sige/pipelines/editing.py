@@ -70,7 +70,7 @@ class EditRun:
         macs += sum(sum(step.dense_macs.values()) for step, _, _, again in session._edited if again is not None)
         put_back = session.vae.prepare()
         try:
-            with self.blocks.block("sparse"):
+            with self.blocks.block("sparse", first=self.total - self.dense_last):
                 Session.commit(session)
         except BaseException:
             put_back()

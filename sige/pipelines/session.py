@@ -160,7 +160,9 @@ class PipelineSession(Session):
 
         other_text = any(text != request.text for text in self.trajectory.texts[start:])
         changed = tuple(name for name in _TEXT if other_text and name in self._steps[0].inputs)
-        blocks = AttentionBlocks(self.pipe, self.control, request, attention_control, self._control_prompts, first)
+        blocks = AttentionBlocks(
+            self.pipe, self.control, request, attention_control, self._control_prompts, first, start
+        )
         run = EditRun(self, pipe, request, start, wish.mask, changed, first, dense_last, find, blocks)
         try:
             pictures = run.go()

@@ -562,3 +562,16 @@ def test_a_layer_that_does_not_halve_the_latents_is_refused():
     )
     with pytest.raises(ModelError, match=message):
         put_back_outside(maps, maps, Carry(EVERY, swapped=True), torch.zeros(16, 16, dtype=torch.bool))
+
+
+def test_a_block_may_begin_with_a_later_call(unet):
+    control = AttentionControl(unet, calls=2, branch=0)
+    with control.recording(samples=2):
+        run(unet, OLD)
+    with control.injecting(SWAP):
+        _, expected = run(unet, NEW)
+    with control.injecting(SWAP, first=1):
+        (later,) = run(unet, NEW, calls=CALLS[1:])
+    with control.injecting(SWAP):
+        (earlier,) = run(unet, NEW, calls=CALLS[1:])
+    assert (torch.equal(later, expected), torch.equal(earlier, expected)) == (True, False)

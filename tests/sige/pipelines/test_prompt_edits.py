@@ -272,6 +272,61 @@ def test_a_failed_commit_leaves_the_maps_that_were(generated, where, monkeypatch
     assert all(torch.equal(x, y) for a, b in zip(before, session.control._maps) for x, y in zip(a.values(), b.values()))
 
 
+@pytest.fixture
+def painted_over(generated, where):
+    """``painted_over(calls, **settings)``: a held edit of a painted picture from the third step on, and its session."""
+
+    def make(calls, **settings):
+        session = generated(attention_control=calls)
+        place = where.repeat_interleave(4, 0).repeat_interleave(4, 1)
+        image = torch.where(place, 1 - session.original.image, session.original.image)
+        options = {"image": image, "strength": 0.6, "attention_control": True, **settings}
+        return session.edit(NEW, **options), session, image
+
+    return make
+
+
+def test_attention_of_an_edit_that_begins_later_is_that_of_its_steps(painted_over):
+    """The third step's attention is held in the third step, whatever was remembered of the first two."""
+    one, session, image = painted_over(3)
+    session.undo()
+    for maps in session.control._maps[:2]:
+        for name in maps:
+            maps[name] = torch.zeros_like(maps[name])
+    again = session.edit(NEW, image=image, strength=0.6, attention_control=True)
+    assert torch.equal(again.latents, one.latents)
+
+
+@pytest.mark.parametrize("dense_first", [0, 1, 2])
+def test_an_edit_that_begins_later_leaves_the_attention_of_the_first_steps(painted_over, dense_first):
+    _, session, _ = painted_over(4, dense_first=dense_first)
+    before = copy.deepcopy(session.control._maps)
+    session.commit()
+    same = [torch.equal(x, y) for a, b in zip(before, session.control._maps) for x, y in zip(a.values(), b.values())]
+    assert (all(same), len(session.control._maps), session._control_prompts) == (True, 4, [OLD])
+
+
+def test_an_edit_that_begins_behind_the_attention_that_is_remembered(painted_over):
+    message = (
+        r"^attention is remembered of the first 2 steps, this edit begins at step 3: generate\(..., attention_control=3\) or more "
+        "before, or edit with a greater strength$"
+    )
+    with pytest.raises(RecordingError, match=message):
+        painted_over(2)
+
+
+def test_dense_last_steps_are_recorded_with_the_attention_that_they_ran_with(generated, where, distance):
+    session, seen = generated(attention_control=STEPS), []
+    handle = session.model.register_forward_hook(lambda module, args, out: seen.append(out[0].clone()))
+    try:
+        session.edit(NEW, mask=where, dense_last=2, attention_control=True)
+    finally:
+        handle.remove()
+    session.commit()
+    found = [distance(step.output[0], ran) for step, ran in zip(session._steps[-2:], seen[-2:], strict=True)]
+    assert max(found) < 1e-5
+
+
 def test_attention_control_without_maps(shared):
     with pytest.raises(RecordingError, match="no attention is remembered to hold"):
         shared.edit(NEW, attention_control=True)
