@@ -11,8 +11,6 @@ from sige.kernels import weights
 from sige.kernels.backends import Declined
 from sige.kernels.triton import epilogue, launch, product, tiles
 
-_LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
-
 
 def rows_product(
     source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None, rows=None, raw=True, after=None
@@ -41,7 +39,7 @@ def rows_product(
     arguments.update(TAPS=taps, KERNEL_WIDTH=width, TILE=tile[1], AREA=tile[0] * tile[1])
     arguments.update(WINDOW_WIDTH=tile[1] + width - 1, WINDOW=window)
     after = after or epilogue.NOTHING
-    if groups > 1 and min(channels, outputs // groups) < _LEAST_TENSOR_CORE:
+    if tiles.thin(channels, outputs // groups, groups):
         _launch_thin(arguments | after, rows, outputs)
     else:
         _launch(arguments, after, rows, groups)

@@ -6,11 +6,13 @@ give every multiprocessor something to do, which splitting the summation (split-
 There is no tuning at run time: a first edit would pay for it, and a CUDA graph could not hold it.
 """
 
+import math
 from typing import NamedTuple
 
 SHARED_BYTES = 99 << 10
 _LEAST_STEPS = 4  # a part of a split summation shorter than this costs more than it brings
 _MOST_PARTS = 16
+_LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
 
 
 class Tiles(NamedTuple):
@@ -61,3 +63,20 @@ def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=Tru
     ahead = max(1, min(3 if fused else 2, SHARED_BYTES // ((high + wide) * depth * bytes_per_value) - 1, share))
     stages = 2 * ahead + 1 if gathered else ahead + 1
     return Tiles(high, wide, depth, parts, share, warps, stages)
+
+
+def thin(channels, outputs, groups):
+    """Whether groups of so many channels and outputs are too thin for tensor cores."""
+    return groups > 1 and min(channels, outputs) < _LEAST_TENSOR_CORE
+
+
+def launches(rows, weight, groups, bytes_per_value, gathered):
+    """Kernels that a product launches: one, a second where its sum is split, none without rows.
+
+    weight: its shape, (O, C/groups) or (O, C/groups, kh, kw).   gathered: whether row numbers are read.
+    """
+    outputs, channels, taps = weight[0] // groups, weight[1], math.prod(weight[2:])
+    if rows == 0 or thin(channels, outputs, groups):
+        return int(rows > 0)
+    chosen = choose(rows, outputs, channels, taps, groups, bytes_per_value, bytes_per_value == 2, gathered=gathered)
+    return 1 + (chosen.parts > 1)

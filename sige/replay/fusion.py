@@ -10,6 +10,7 @@ reads. On the CPU its bits are those of the operators one by one.
 
 import torch
 
+from sige.replay.sharing import arguments, results, shared, written
 from sige.replay.tracer import Look, Ref, references
 
 _aten, _sige = torch.ops.aten, torch.ops.sige
@@ -25,68 +26,6 @@ def fuse(calls, looks, at_end):
     for begin in (_Convolution, _Affine):
         calls = _Fusion(calls, looks, at_end).run(begin)
     return calls
-
-
-def _arguments(call):
-    """What a call takes, as a nest of arguments."""
-    return (call[2] or ()) if call[0] == "journal" else call[1:3]
-
-
-def _results(call):
-    return () if call[0] == "journal" else call[3]
-
-
-def _written(call):
-    """Numbers of the tensors that a call writes to."""
-    if call[0] == "journal":
-        return []
-    func, args, kwargs, _ = call
-    named = zip(func._schema.arguments, [*args, *[None] * len(func._schema.arguments)])
-    return [
-        ref
-        for declared, value in named
-        if declared.alias_info is not None and declared.alias_info.is_write
-        for ref in references(kwargs.get(declared.name, value))
-    ]
-
-
-def shared(calls, looks, at_end):
-    """The calls without those that compute anew what an earlier one computed of the same tensors, such as the activation of a time
-    embedding before each block's projection. Neither what they take nor what they give may be written to in the step."""
-    touched = {looks[ref].storage for call in calls for ref in _written(call)}
-    known, renamed, kept = {}, {}, []
-    for call in calls:
-        call = _renamed(call, renamed)
-        if call[0] != "journal" and not _written(call) and torch.Tag.nondeterministic_seeded not in call[0].tags:
-            refs = [*references(call[1:3])]
-            free = refs and not any(looks[ref].storage in touched for ref in (*refs, *call[3]))
-            if free and not any(ref in at_end for ref in call[3]):
-                key = repr((str(call[0]), call[1:3]))
-                if key in known:
-                    renamed.update(zip(call[3], known[key]))
-                    continue
-                known[key] = call[3]
-        kept.append(call)
-    return kept
-
-
-def _renamed(call, names):
-    """A call with the numbers of its arguments replaced."""
-    if not names:
-        return call
-    if call[0] == "journal":
-        return (*call[:2], _replaced(call[2], names), *call[3:])
-    return (call[0], *_replaced(call[1:3], names), call[3])
-
-
-def _replaced(value, names):
-    if isinstance(value, Ref):
-        return names.get(value, value)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_replaced(part, names) for part in value)
-    if isinstance(value, dict):
-        return {key: _replaced(part, names) for key, part in value.items()}
-    return value
 
 
 class _Chain:
@@ -115,9 +54,9 @@ class _Fusion:
         self.calls, self.looks, self.at_end = calls, looks, at_end
         self.users, self.maker = {}, {}
         for place, call in enumerate(calls):
-            for ref in {*references(_arguments(call))}:
+            for ref in {*references(arguments(call))}:
                 self.users.setdefault(ref, []).append(place)
-            for ref in _results(call):
+            for ref in results(call):
                 self.maker.setdefault(ref, place)
         self.taken = set()
 
@@ -149,13 +88,13 @@ class _Fusion:
         """Whether the chain may run where its last call stands: see the top of this file."""
         places, last = set(chain.places), max(chain.places)
         first = min(places)
-        inner = {ref for place in places for ref in _results(self.calls[place])}
-        read = {self.looks[ref].storage for place in places for ref in references(_arguments(self.calls[place]))}
+        inner = {ref for place in places for ref in results(self.calls[place])}
+        read = {self.looks[ref].storage for place in places for ref in references(arguments(self.calls[place]))}
         for place in range(first, last):
             if place in places:
                 continue
             call = self.calls[place]
-            if inner & {*references(_arguments(call))} or read & {self.looks[ref].storage for ref in _written(call)}:
+            if inner & {*references(arguments(call))} or read & {self.looks[ref].storage for ref in written(call)}:
                 return False
         return True
 

@@ -4,6 +4,7 @@ import torch
 
 from sige.kernels import backends
 from sige.replay.fusion import fuse
+from sige.replay.launches import launches
 from sige.replay.tracer import Ref, Untraceable, references
 
 
@@ -11,6 +12,7 @@ class Program:
     """What one step did, for steps that do the same with other inputs and other remembered values.
 
     tracer: of the step.   outputs: its plain output leaves.   report: what the session reports of the step, kept as it is.
+    launches: kernels that it launches on a GPU: see `sige.replay.launches`.
     born: whether constants that the step itself made from Python's numbers take part: it then holds only for steps with these numbers.
     """
 
@@ -28,6 +30,7 @@ class Program:
         self._leaves = tracer.leaves  # complete only now
         at_end = {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
         kept = fuse(self._living(tracer.calls, set(at_end)), tracer.looks, at_end)
+        self.launches = launches(kept, tracer.looks)
         self.born = any(self._is_birth(call) for call in kept if call[0] != "journal")
         self._write(kept, values, tuples, wanted)
         del self._leaves, self._names

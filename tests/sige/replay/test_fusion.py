@@ -1,0 +1,150 @@
+"""Which operators of a traced step become one, and which must not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sige.kernels import ops
+from sige.replay.fusion import fuse
+from sige.replay.tracer import Tracer
+
+
+class NoMemory:
+    """What a tracer asks of a step's memory, with nothing in it."""
+
+    entries, output = {}, ()
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+INDEX = torch.arange(-1, 35).view(4, 9)
+PLACES = torch.tensor([4, 0, 7])
+TENSORS = {
+    "source": (40, 8), "weight": (16, 8, 3, 3), "bias": (16,), "square": (16, 16), "vector": (1, 16), "table": (2, 16),
+    "residual": (3, 16), "scale": (1, 16), "shift": (1, 16), "target": (9, 16),
+}  # fmt: skip
+
+
+class Given:
+    """Fresh operands of a step, the same at every call."""
+
+    def __init__(self):
+        for seed, (name, shape) in enumerate(TENSORS.items()):
+            setattr(self, name, random(*shape, seed=seed))
+        self.sample = torch.tensor([0, 1, 1])
+
+    def conv(self):
+        return ops.conv_rows(self.source, INDEX, self.weight, self.bias)[:3]
+
+    def affine(self, rows, sample=None):
+        return ops.affine_rows(rows, self.scale, self.shift, sample)
+
+
+def names(step):
+    """The operators that a step is made of once it is fused, without views."""
+    given = Given()
+    tracer = Tracer([], NoMemory())
+    with tracer, torch.no_grad():
+        made = step(given)
+    made = made if isinstance(made, tuple) else (made,)
+    calls = fuse(tracer.calls, tracer.looks, {tracer.number(tensor) for tensor in made if tensor is not None})
+    return [call[0]._schema.name.split("::")[1] for call in calls if not call[0].is_view]
+
+
+def into_map(given, rows):
+    return ops.exchange_rows_(given.target, PLACES, rows)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(lambda g: g.conv() + g.vector, id="vector"),
+        pytest.param(lambda g: g.conv() + g.table[g.sample], id="vector a sample"),
+        pytest.param(lambda g: g.residual + g.conv(), id="residual, on the left"),
+        pytest.param(lambda g: g.conv() + g.vector + g.residual, id="vector and residual"),
+        pytest.param(lambda g: F.silu(g.affine(g.conv())), id="norm and activation"),
+        pytest.param(lambda g: into_map(g, g.conv()), id="into a map"),
+        pytest.param(lambda g: into_map(g, F.gelu(g.affine(g.conv() + g.vector + g.residual))), id="all, into a map"),
+        pytest.param(lambda g: ops.linear_rows(g.residual, g.square, None) + g.residual, id="linear layer"),
+    ],
+)
+def test_what_follows_a_convolution_goes_into_it(step):
+    assert names(step) == ["conv_rows_fused"]
+
+
+@pytest.mark.parametrize(
+    "activation", [F.silu, F.relu, F.gelu, lambda rows: F.leaky_relu(rows, 0.2)], ids=["silu", "relu", "gelu", "leaky"]
+)
+def test_an_activation_goes_into_the_norms_map(activation):
+    assert names(lambda g: into_map(g, activation(g.affine(g.residual)))) == ["activate_rows"]
+
+
+def moments_first(given):
+    """A norm whose shift depends on the rows, as an incremental one does."""
+    rows = given.conv()
+    shift = ops.tile_moments(rows, 1, 16)[0]
+    return F.silu(ops.affine_rows(rows, given.scale, shift, None))
+
+
+def changed_source(given):
+    rows = ops.conv_rows(given.source, INDEX, given.weight, given.bias)
+    given.source.mul_(2)
+    return rows[:3] + given.residual
+
+
+def changed_residual(given):
+    residual = given.residual
+    rows = given.conv() + residual
+    residual.mul_(2)
+    return F.silu(given.affine(rows))
+
+
+def read_before(given):
+    """Somebody reads the map before the rows go there, but after they are made."""
+    rows = given.conv()
+    before = given.target + 1
+    return before, into_map(given, rows)
+
+
+def used_twice(given):
+    rows = F.silu(given.affine(given.residual))
+    return into_map(given, rows), rows.tanh()
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        pytest.param(lambda g: g.conv() + g.residual + g.vector, ["conv_rows_fused", "add"], id="vector last"),
+        pytest.param(lambda g: (lambda x: x + x)(g.conv()), ["conv_rows_fused", "add"], id="added to itself"),
+        pytest.param(lambda g: torch.add(g.conv(), g.vector, alpha=2), ["conv_rows_fused", "add"], id="added twice"),
+        pytest.param(lambda g: g.conv() + g.vector.double(), ["conv_rows_fused", "_to_copy", "add"], id="wider vector"),
+        pytest.param(
+            lambda g: F.gelu(g.affine(g.residual), approximate="tanh"), ["affine_rows", "gelu"], id="another gelu"
+        ),
+        pytest.param(moments_first, ["conv_rows_fused", "tile_moments", "activate_rows"], id="norm of the rows"),
+        pytest.param(changed_source, ["conv_rows", "mul_", "add"], id="source written to"),
+        pytest.param(changed_residual, ["conv_rows_fused", "mul_", "activate_rows"], id="residual written to"),
+        pytest.param(read_before, ["add", "conv_rows_fused"], id="map read before"),
+        pytest.param(used_twice, ["activate_rows", "exchange_rows_", "tanh"], id="activated rows used twice"),
+        pytest.param(
+            lambda g: g.affine(g.conv() + g.table[g.sample], None), ["conv_rows_fused", "affine_rows"], id="two samples"
+        ),
+    ],
+)
+def test_what_must_stay_apart_does(step, expected):
+    assert names(step) == expected
+
+
+def test_what_is_computed_twice_is_computed_once():
+    assert names(lambda g: (F.silu(g.vector) + 1, F.silu(g.vector) * 2)) == ["silu", "add", "mul"]
+
+
+def test_what_is_computed_of_a_tensor_that_changes_is_computed_anew():
+    def step(given):
+        before = F.silu(given.vector) + 1
+        given.vector.add_(1)
+        return before, F.silu(given.vector) + 2
+
+    assert names(step) == ["silu", "add", "add_", "silu", "add"]
