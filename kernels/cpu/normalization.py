@@ -19,7 +19,7 @@ def tile_moments(rows, tiles, groups):
 
 
 def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
-    # Of few tiles the calls cost more than the numbers: as few as can be, and none on a view that another saves.
+    # Of few tiles the calls cost more than the numbers, so this makes few: both sums go through one reduction over a group's channels.
     tiles, channels = tile_index.shape[0], rows.shape[1]
     batch, width, wide = centre.shape[0], channels // groups, torch.promote_types(rows.dtype, torch.float32)
     middle = centre.to(wide).unsqueeze(2).expand(batch, groups, width).reshape(batch, channels)
