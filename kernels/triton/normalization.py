@@ -6,12 +6,9 @@ import triton.language as tl
 
 from sige.kernels.backends import Declined
 from sige.kernels.triton import launch
+from sige.kernels.triton import tiles as cut
 
 _BLOCK = 2048  # elements a program holds
-_STATISTICS_BLOCK = 4096  # and one that updates statistics, of twice as many threads
-_ROUNDS = 16  # that many blocks a program sums one after the other; more are shared out, and merged by another launch
-_SHARED_ROUNDS = 4
-_SECTOR = 32  # bytes that a GPU reads at once
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -191,16 +188,7 @@ def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, b
             )
     tiles, batch, width, device = tile_index.numel(), centre.shape[0], rows.shape[1], rows.device
     positions, per_group = rows.shape[0] // max(tiles, 1), width // groups
-    held = min(triton.next_power_of_2(max(positions * per_group, 1)), _STATISTICS_BLOCK)
-    # As many groups together as fill what is read at once, then as many tiles as fit.
-    wanted = triton.next_power_of_2(triton.cdiv(_SECTOR, per_group * rows.element_size()))
-    beside = min(wanted, triton.next_power_of_2(groups), _STATISTICS_BLOCK // held)
-    together = min(triton.next_power_of_2(max(tiles, 1)), _STATISTICS_BLOCK // (held * beside))
-    steps = triton.cdiv(positions * per_group, held)  # of one block of tiles
-    parts = 1
-    if triton.cdiv(tiles, together) * steps > _ROUNDS:
-        parts = triton.cdiv(tiles, together * max(1, _SHARED_ROUNDS // steps))
-    share = triton.cdiv(triton.cdiv(tiles, together), parts) * together
+    held, beside, together, parts, share = cut.statistics(tiles, positions, groups, per_group, rows.element_size())
     old = torch.empty(tiles, 2 * groups, dtype=sums.dtype, device=device)
     after = torch.empty(batch, 2 * groups, dtype=totals.dtype, device=device)
     scale, shift = (torch.empty(batch, width, dtype=rows.dtype, device=device) for _ in range(2))

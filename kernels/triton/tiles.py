@@ -12,6 +12,10 @@ from typing import NamedTuple
 SHARED_BYTES = 99 << 10
 _LEAST_STEPS = 4  # a part of a split summation shorter than this costs more than it brings
 _MOST_PARTS = 16
+_STATISTICS_BLOCK = 4096  # elements that a program updating statistics holds
+_ROUNDS = 16  # that many blocks it sums one after the other; more are shared out, and merged by another launch
+_SHARED_ROUNDS = 4
+_SECTOR = 32  # bytes that a GPU reads at once
 _LEAST_TENSOR_CORE = 16  # the least side of an operand of tl.dot
 
 
@@ -80,3 +84,30 @@ def launches(rows, weight, groups, bytes_per_value, gathered):
         return int(rows > 0)
     chosen = choose(rows, outputs, channels, taps, groups, bytes_per_value, bytes_per_value == 2, gathered=gathered)
     return 1 + (chosen.parts > 1)
+
+
+class Statistics(NamedTuple):
+    """Values of a tile and group that a program holds, groups and tiles that it takes together, parts of a sum, tiles of a part."""
+
+    held: int
+    beside: int
+    together: int
+    parts: int
+    share: int
+
+
+def statistics(count, positions, groups, per_group, bytes_per_value):
+    """How the sums of ``count`` tiles of ``positions``, of ``groups`` groups of ``per_group`` channels, are cut into programs. One
+    launch where ``parts`` is 1, else two."""
+    most = 1 << 62
+    held = _power(positions * per_group, 1, _STATISTICS_BLOCK)
+    # As many groups together as fill what is read at once, then as many tiles as fit.
+    beside = min(
+        _power(_ceil(_SECTOR, per_group * bytes_per_value), 1, most), _power(groups, 1, _STATISTICS_BLOCK // held)
+    )
+    together = _power(count, 1, _STATISTICS_BLOCK // (held * beside))
+    steps = _ceil(positions * per_group, held)  # of one block of tiles
+    parts = 1
+    if _ceil(count, together) * steps > _ROUNDS:
+        parts = _ceil(count, together * max(1, _SHARED_ROUNDS // steps))
+    return Statistics(held, beside, together, parts, _ceil(_ceil(count, together), parts) * together)

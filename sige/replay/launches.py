@@ -12,7 +12,6 @@ _MEMORY = {
     _aten.new_empty_strided.default, _aten._unsafe_view.default, _aten.lift_fresh.default, _aten.detach.default,
 }  # fmt: skip
 _PLACES = {"conv_rows": 1, "conv_rows_fused": 1, "conv_tiles": 1, "linear_rows": None}  # of the row numbers
-_FIXED = {"update_statistics_": 2}
 
 
 def launches(calls, looks):
@@ -27,7 +26,16 @@ def _of(call, looks):
         return 0
     if not func._schema.name.startswith("sige::"):
         return 1
-    return _product(name, args, looks) if name in _PLACES else _FIXED.get(name, 1)
+    if name == "update_statistics_":
+        return _statistics(args, looks)
+    return _product(name, args, looks) if name in _PLACES else 1
+
+
+def _statistics(args, looks):
+    """Of a norm's statistics: one, or two where the tiles are shared out."""
+    rows, count, groups = looks[args[0]], looks[args[2]].shape[0], args[8]
+    size = rows.shape[0] // max(count, 1), groups, rows.shape[1] // groups
+    return 1 + (tiles.statistics(count, *size, rows.dtype.itemsize).parts > 1)
 
 
 def _product(name, args, looks):

@@ -47,7 +47,7 @@ def program_of(model, name, monkeypatch):
     return made[-1]
 
 
-@pytest.mark.parametrize("name, most", [("sige", 290), ("incremental", 430)])
+@pytest.mark.parametrize("name, most", [("sige", 290), ("incremental", 360)])
 def test_launches_of_a_church_step(church, monkeypatch, name, most):
     found = program_of(church, name, monkeypatch).launches
     assert 0.9 * most < found <= most
