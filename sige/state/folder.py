@@ -19,7 +19,7 @@ import torch
 from sige.errors import StorageError
 from sige.state import coding, files
 
-FORMAT, VERSION = "sige session", 1
+FORMAT, VERSION = "sige session", 2
 _MANIFEST = "session.json"
 
 

@@ -1,8 +1,12 @@
 """Group normalisation by policy: exact statistics, the recording's, and the oracle."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
+
+import sige
 
 BODIES = {
     "affine": lambda: nn.GroupNorm(4, 8),
@@ -82,6 +86,31 @@ def statistics(trial, body, geometry, mask, **changes):
 @pytest.mark.parametrize("block", [1, 4])
 def test_incremental_statistics_are_the_whole_edited_maps(trial, body, geometry, block):
     assert statistics(trial, body, geometry, "small", block=block) < 1e-4
+
+
+def test_rounding_of_sums_in_16_bits_does_not_outlive_an_edit():
+    """Brightened a hundredfold and taken back, edit after edit: the totals are those of the sums that are remembered."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    x, mask = torch.randn(1, 8, 32, 32), torch.zeros(32, 32, dtype=torch.bool)
+    mask[4:12, 8:20] = True
+    policy = dataclasses.replace(
+        sige.policy("incremental"), min_resolution=1, dense_above=None, state_dtype=torch.bfloat16
+    )
+    session = sige.Session(model, policy)
+    with torch.no_grad():
+        with session.record():
+            model(x)
+        (entry,) = [
+            e for e in session._steps[0].entries.values() if e.kind == "norm_sums" and isinstance(e.value, tuple)
+        ]
+        before = entry.value[1].clone()
+        for edited in (x * torch.where(mask, 100, 1), x) * 3:
+            with session.edit(mask):
+                model(edited)
+            session.commit()
+    change = (entry.value[1] - before).abs().max() / before.abs().max()
+    assert change < 1e-2
 
 
 @GEOMETRIES

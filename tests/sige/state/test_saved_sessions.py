@@ -128,8 +128,8 @@ def test_a_missing_file_is_named(recorded, unet, tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        pytest.param({"version": 9}, "version 9, this release reads 'sige session' version 1", id="version"),
-        pytest.param({"format": "other"}, "is of 'other' version 1", id="format"),
+        pytest.param({"version": 9}, "version 9, this release reads 'sige session' version 2", id="version"),
+        pytest.param({"format": "other"}, "is of 'other' version 2", id="format"),
         pytest.param({"parts": []}, "was altered: its digest", id="altered"),
     ],
 )
