@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import sige  # noqa: F401
 from sige.kernels import backends, ops, weights
-from sige.kernels.triton import compaction, convolution, gather, tiles
+from sige.kernels.triton import compaction, convolution, gather, launch, normalization, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEIGHT, WIDTH = 45, 61
@@ -161,6 +161,24 @@ def test_a_source_of_any_strides_is_read_where_it_lies(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: self if self is not source else pytest.fail("copied"))
     got = convolution.rows_product(source, index, torch.eye(48, device=DEVICE).view(48, 48, 1, 1), None)
     assert torch.allclose(got, source, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shared", [False, True], ids=["one launch", "two launches"])
+def test_statistics_shared_out_over_programs_are_merged(monkeypatch, shared, batch):
+    # 9 tiles of 5 groups: blocks of 4 tiles, 2 groups and 8 values, by one program or by three.
+    monkeypatch.setattr(normalization.cut, "statistics", lambda *args: (8, 2, 4, *((3, 4) if shared else (1, 12))))
+    launches, run = [], launch.run
+    monkeypatch.setattr(launch, "run", lambda *args, **more: launches.append(args[1]) or run(*args, **more))
+    changed, centre = torch.arange(1, 10, device=DEVICE), random(batch, 5).double()
+    sample, totals = None if batch == 1 else changed // 5, random(batch, 10, seed=1).double() + 5e3
+    given = (changed, centre, totals, sample, random(15, seed=2), random(15, seed=3), 5, 300, 1e-5)
+    rows, sums, again = random(36, 15, seed=4), random(10, 10, seed=5), random(10, 10, seed=5)
+    got = normalization.update_statistics_(rows, sums, *given)
+    with backends.forced("reference"):
+        exact = backends.implementation("update_statistics_", DEVICE)(rows, again, *given)
+    alike = [torch.allclose(*pair, rtol=1e-5, atol=1e-4) for pair in zip((*got, sums), (*exact, again), strict=True)]
+    assert (len(launches), alike) == (1 + shared, [True] * 5)
 
 
 def test_row_minus_one_gathers_zeros_and_scatters_nothing():
