@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 CHUNK_BYTES = 4 << 20  # of gathered input at a time, so that the product reads it from cache
-_ONE_CHUNK_BYTES = 10 << 20  # up to here one product beats several
+ONE_CHUNK_BYTES = 10 << 20  # up to here one product beats several
 _VECTOR = 16  # float32 numbers in the widest vector register
 _LEAST_ROWS = 4  # below, reading the weights once is all there is to do
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -90,7 +90,7 @@ def conv_rows(source, index, weight, bias, groups):
         return weight.new_empty(0, weight.shape[0])
     safe, outside = _clamped(index)
     row_bytes = taps * source.shape[1] * source.element_size()
-    most = max(64, CHUNK_BYTES // row_bytes) if count * row_bytes > _ONE_CHUNK_BYTES else count
+    most = max(64, CHUNK_BYTES // row_bytes) if count * row_bytes > ONE_CHUNK_BYTES else count
     step = -(-count // -(-count // most))  # equal chunks
     parts = []
     for start in range(0, count, step):

@@ -33,6 +33,7 @@ def test_chunks_equal_one_piece(case, monkeypatch, groups):
     select = torch.index_select
     monkeypatch.setattr(torch, "index_select", lambda *args: calls.append(args) or select(*args))
     monkeypatch.setattr(convolution, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(convolution, "ONE_CHUNK_BYTES", 1)
     pieces = ops.conv_rows(source, index.clone(), weight, bias[:30], groups)
     assert (len(calls), torch.allclose(pieces, whole, rtol=1e-5, atol=1e-4)) == (5, True)
 

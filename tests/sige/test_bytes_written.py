@@ -176,7 +176,7 @@ def on_values():
 
 def test_buffers_within_the_cpu_backend_stay_in_its_cache(on_values):
     whole = 32 * 256 * 256 * 4
-    assert on_values.again.largest <= min(convolution.CHUNK_BYTES, whole)
+    assert on_values.again.largest <= min(convolution.ONE_CHUNK_BYTES, whole)
 
 
 def test_the_cpu_backend_writes_a_tenth_beside_its_gathered_taps(on_values):
