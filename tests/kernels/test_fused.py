@@ -188,6 +188,15 @@ def test_raw_rows_that_nobody_wants_are_not_there(wants):
     assert (raw.shape, close(written, case.second)) == ((0, 17), True)
 
 
+def test_a_map_remembered_in_another_dtype_keeps_it():
+    case = Case(torch.float32, "ragged", (24, 17, 3, 1), {"residual", "norm", "target"})
+    case.target = case.given["target"] = case.target.bfloat16()
+    before = case.target.clone()
+    raw, old = call("conv_rows_fused", **case.given)
+    found = old.dtype, raw.dtype, torch.equal(old, before[case.places]), close(case.target[case.places], case.second)
+    assert found == (torch.bfloat16, torch.float32, True, True)
+
+
 @pytest.mark.parametrize("raw", [True, False], ids=["raw rows too", "activated alone"])
 def test_an_activation_without_a_norm(raw):
     case = Case(torch.float32, "ragged", (24, 17, 3, 1), set())
