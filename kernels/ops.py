@@ -33,6 +33,10 @@ _library.define(
     "activate_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample, str activation, float slope, Tensor(a!)? target, "
     "Tensor? positions) -> Tensor"
 )
+# For compilers, which take a result and a tensor that may be written for two results, and fail where nothing is written.
+_library.define(
+    "activate_rows.unwritten(Tensor rows, Tensor scale, Tensor shift, Tensor? sample, str activation, float slope) -> Tensor"
+)
 _library.define(
     "conv_rows_fused(Tensor source, Tensor? index, Tensor weight, Tensor? bias, int groups, int count, Tensor? vector, "
     "Tensor? residual, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, Tensor(a!)? target, "
@@ -70,6 +74,14 @@ def _attend_as_announced(*args):
 for _operator in backends.FAMILIES:
     for _key in ("CPU", "CUDA", "MPS"):
         _library.impl(_operator, _attend_as_announced if _operator == "attend" else _run(_operator), _key)
+
+
+def _activate_unwritten(*args):
+    return _run("activate_rows")(*args, None, None)
+
+
+for _key in ("CPU", "CUDA", "MPS"):
+    _library.impl("activate_rows.unwritten", _activate_unwritten, _key)
 
 
 @torch.library.register_fake("sige::gather_rows", lib=_library)
@@ -127,6 +139,11 @@ def _(rows, tiles, groups):
 @torch.library.register_fake("sige::activate_rows", lib=_library)
 def _(rows, scale, shift, sample, activation, slope, target, positions):
     return torch.empty_like(rows) if target is None else target.new_empty(rows.shape)
+
+
+@torch.library.register_fake("sige::activate_rows.unwritten", lib=_library)
+def _(rows, scale, shift, sample, activation, slope):
+    return torch.empty_like(rows)
 
 
 @torch.library.register_fake("sige::conv_rows_fused", lib=_library)
@@ -246,6 +263,8 @@ def activate_rows(rows, scale, shift, sample=None, activation="none", slope=0.0,
     ValueError for an unknown activation.
     """
     activation = activations.check(activation)
+    if target is None and torch.compiler.is_compiling():
+        return torch.ops.sige.activate_rows.unwritten(rows, scale, shift, sample, activation, float(slope))
     return _call("activate_rows", rows, scale, shift, sample, activation, float(slope), target, positions)
 
 

@@ -78,6 +78,26 @@ def test_one_graph_with_the_same_result(name):
         assert torch.equal(got, wanted)
 
 
+def without_target(rows, maps, weight, index):
+    return [
+        lambda: ops.activate_rows(rows, *maps, None, "silu"),
+        lambda: ops.activate_rows(rows, *maps, activation="leaky_relu", slope=0.2).tanh(),
+        lambda: ops.conv_rows_fused(rows, index, weight, scale=maps[0], shift=maps[1], activation="gelu", raw=False)[1],
+        lambda: ops.conv_rows_fused(rows, index, weight)[0] + 1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "case", range(4), ids=["activated", "activated leaky", "fused second result", "fused raw rows"]
+)
+def test_one_that_may_write_and_is_given_nothing_to_write(case):
+    args = random(10, 8), [random(1, 8), random(1, 8, seed=1)], random(8, 8, 2, 2, seed=1), TAPS
+    result, code = compiled(lambda *given: without_target(*given)[case](), *args)
+    called = re.findall(r"torch\.ops\.sige\.(\w+\.\w+)\(", code)
+    assert called == [["activate_rows.unwritten"], ["conv_rows_fused.default"]][case // 2]
+    assert torch.allclose(result, without_target(*args)[case](), atol=1e-6)
+
+
 def step(target, index, rows, weight):
     out = ops.linear_rows(rows, weight, None)
     ops.scatter_rows_(target, index, out)
