@@ -36,7 +36,7 @@ def test_metal_kernels_are_those_that_were_tested(copied_checkout, wheel):
         {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (top / "kernels" / "mps").glob("*.metal")}
         for top in (copied_checkout, wheel / "sige")
     ]
-    assert digests[0] == digests[1] and len(digests[0]) == 3
+    assert digests[0] and digests[0] == digests[1]
 
 
 def test_nothing_lands_beside_sige(wheel):
