@@ -28,7 +28,6 @@ FAMILIES = {
     "conv_map": "convolution",
     "linear_rows": "convolution",
     "affine_rows": "normalization",
-    "tile_moments": "normalization",
     "update_statistics_": "normalization",
     "activate_rows": "fused",
     "conv_rows_fused": "fused",

@@ -43,7 +43,6 @@ _library.define(
     "Tensor? positions, bool raw) -> (Tensor, Tensor)"
 )
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
-_library.define("tile_moments(Tensor rows, int tiles, int groups) -> (Tensor, Tensor)")
 _library.define(
     "update_statistics_(Tensor rows, Tensor(a!) sums, Tensor tile_index, Tensor centre, Tensor totals, Tensor? sample, "
     "Tensor? weight, Tensor? bias, int groups, int map_values, float eps) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -128,12 +127,6 @@ def _(rows, weight, bias):
 @torch.library.register_fake("sige::affine_rows", lib=_library)
 def _(rows, scale, shift, sample):
     return torch.empty_like(rows)
-
-
-@torch.library.register_fake("sige::tile_moments", lib=_library)
-def _(rows, tiles, groups):
-    moments = rows.new_empty(tiles, groups, dtype=torch.float32)
-    return moments, torch.empty_like(moments)
 
 
 @torch.library.register_fake("sige::activate_rows", lib=_library)
@@ -290,15 +283,6 @@ def conv_rows_fused(
         "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation,
         float(slope), target, positions, raw,
     )  # fmt: skip
-
-
-def tile_moments(rows, tiles, groups):
-    """Mean and centred sum of squares of each tile and channel group.
-
-    ``rows`` (tiles*P, C) holds whole tiles of P positions, one after the other; the C channels form ``groups`` equal groups.
-    Returns two float32 tensors (tiles, groups), over P*C/groups values each.
-    """
-    return _call("tile_moments", rows, tiles, groups)
 
 
 def update_statistics_(

@@ -1,4 +1,4 @@
-"""Affine map, tile moments and statistics of an edited map, on rows, on an Apple GPU. The contract stands in ``sige.kernels.ops``."""
+"""Affine map and statistics of an edited map, on rows, on an Apple GPU. The contract stands in ``sige.kernels.ops``."""
 
 import struct
 
@@ -7,7 +7,7 @@ import torch
 from sige.kernels.backends import Declined
 from sige.kernels.mps import launch
 
-_MOMENT_THREADS = 64  # normalization.metal and statistics.metal say the same
+_STATISTICS_THREADS = 64  # statistics.metal says the same
 
 
 def affine_rows(rows, scale, shift, sample):
@@ -19,18 +19,6 @@ def affine_rows(rows, scale, shift, sample):
     arguments = (rows, scale, shift, picks, out, sizes)
     launch.run("normalization", "affine_rows", types, arguments, *launch.each(*rows.shape))
     return out
-
-
-def tile_moments(rows, tiles, groups):
-    launch.serve(rows)
-    moments = [torch.empty(tiles, groups, dtype=torch.float32, device=rows.device) for _ in range(2)]
-    if tiles:
-        number = launch.NUMBERS[rows.dtype]
-        types = {"T_ROW": number, "T_SCALE": number, "T_SHIFT": number}
-        sizes = [rows.shape[0] // tiles, rows.shape[1] // groups, groups, *rows.stride()]
-        threads = (tiles * groups * _MOMENT_THREADS,)
-        launch.run("normalization", "tile_moments", types, (rows, *moments, sizes), threads, (_MOMENT_THREADS,))
-    return tuple(moments)
 
 
 def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
@@ -51,15 +39,15 @@ def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, b
         int(sample is not None),
     )
     picks = launch.row_numbers(sample) if batched else places  # a kernel wants some tensor in every place
-    group = (_MOMENT_THREADS,)
+    group = (_STATISTICS_THREADS,)
     sizes = [rows.shape[0] // max(tiles, 1), per_group, groups, *rows.stride(), *sums.stride(), batched]
     arguments = (rows, sums, places, centre, picks, old, change, sizes)
-    launch.run("statistics", "exchange_sums", types, arguments, (tiles * groups * _MOMENT_THREADS,), group)
+    launch.run("statistics", "exchange_sums", types, arguments, (tiles * groups * _STATISTICS_THREADS,), group)
     if tiles == 0:
         change = picks = centre  # a kernel wants some tensor in every place, and none without numbers
     weight_, bias_ = (centre if part is None else part.float().contiguous() for part in (weight, bias))
     (bits,) = struct.unpack("i", struct.pack("f", eps))
     sizes = [tiles, per_group, groups, batched, map_values, bits, int(weight is not None), int(bias is not None)]
     arguments = (change, centre, totals.contiguous(), picks, weight_, bias_, after, scale, shift, sizes)
-    launch.run("statistics", "merge_statistics", types, arguments, (batch * groups * _MOMENT_THREADS,), group)
+    launch.run("statistics", "merge_statistics", types, arguments, (batch * groups * _STATISTICS_THREADS,), group)
     return old, after, scale, shift

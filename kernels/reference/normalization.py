@@ -1,4 +1,4 @@
-"""Affine map, tile moments and statistics of an edited map, on rows, written out. The contract stands in ``sige.kernels.ops``."""
+"""Affine map and statistics of an edited map, on rows, written out. The contract stands in ``sige.kernels.ops``."""
 
 import torch
 
@@ -8,13 +8,6 @@ def affine_rows(rows, scale, shift, sample):
     if sample is not None:
         scale, shift = scale[sample], shift[sample]
     return (rows.to(wide) * scale.to(wide) + shift.to(wide)).to(rows.dtype)
-
-
-def tile_moments(rows, tiles, groups):
-    values = rows.double().reshape(tiles, len(rows) // max(tiles, 1), groups, rows.shape[1] // groups)
-    mean = values.mean((1, 3))
-    centred = values - mean[:, None, :, None]
-    return mean.float(), centred.square().sum((1, 3)).float()
 
 
 def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):

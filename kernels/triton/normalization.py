@@ -1,4 +1,4 @@
-"""Affine map, tile moments and statistics of an edited map, on rows, on a GPU. The contract stands in ``sige.kernels.ops``."""
+"""Affine map and statistics of an edited map, on rows, on a GPU. The contract stands in ``sige.kernels.ops``."""
 
 import torch
 import triton
@@ -30,34 +30,6 @@ def _affine(
         offset = tl.load(shift + c * shift_column, mask=c < WIDTH)[None, :]
     values = values * factor.to(tl.float32) + offset.to(tl.float32)
     tl.store(out + line[:, None] * WIDTH + c[None, :], values.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["n"])
-def _moments(
-    rows, mean_out, squares_out, n, rows_row, rows_column,
-    POSITIONS: tl.constexpr, PER_GROUP: tl.constexpr, GROUPS: tl.constexpr, BP: tl.constexpr, BV: tl.constexpr,
-):  # fmt: skip
-    # A program takes BP of the n pairs of tile and group. Two passes, mean first: the sum of squares less the square of the sum would
-    # lose what a large mean hides. The tile is in the first-level cache the second time.
-    pair = tl.program_id(0) * BP + tl.arange(0, BP)
-    value = tl.arange(0, BV)
-    count: tl.constexpr = POSITIONS * PER_GROUP
-    corner = (pair // GROUPS).to(tl.int64) * POSITIONS * rows_row + pair % GROUPS * PER_GROUP * rows_column
-    total = tl.zeros((BP, BV), tl.float32)
-    for start in range(0, count, BV):
-        v = start + value
-        place = corner[:, None] + (v // PER_GROUP * rows_row + v % PER_GROUP * rows_column)[None, :]
-        total += tl.load(rows + place, mask=(pair < n)[:, None] & (v < count)[None, :], other=0).to(tl.float32)
-    mean = tl.sum(total, 1) / count
-    total = tl.zeros((BP, BV), tl.float32)
-    for start in range(0, count, BV):
-        v = start + value
-        place = corner[:, None] + (v // PER_GROUP * rows_row + v % PER_GROUP * rows_column)[None, :]
-        inside = (pair < n)[:, None] & (v < count)[None, :]
-        centred = tl.load(rows + place, mask=inside, other=0).to(tl.float32) - mean[:, None]
-        total += tl.where(inside, centred * centred, 0.0)
-    tl.store(mean_out + pair, mean, mask=pair < n)
-    tl.store(squares_out + pair, tl.sum(total, 1), mask=pair < n)
 
 
 @triton.jit(do_not_specialize=["tiles", "share", "map_values"])
@@ -157,22 +129,6 @@ def affine_rows(rows, scale, shift, sample):
     arguments.update(WIDTH=width, BATCHED=sample is not None, BM=lines, BC=columns)
     launch.run(_affine, (triton.cdiv(count, lines), triton.cdiv(width, columns)), arguments)
     return out
-
-
-def tile_moments(rows, tiles, groups):
-    launch.serve(rows)
-    moments = [torch.empty(tiles, groups, dtype=torch.float32, device=rows.device) for _ in range(2)]
-    if tiles == 0:
-        return tuple(moments)
-    positions, per_group = rows.shape[0] // tiles, rows.shape[1] // groups
-    held = min(triton.next_power_of_2(positions * per_group), _BLOCK)
-    pairs = tiles * groups
-    together = min(triton.next_power_of_2(pairs), max(1, _BLOCK // held))
-    arguments = dict(rows=rows, mean_out=moments[0], squares_out=moments[1], n=pairs, rows_row=rows.stride(0))
-    arguments.update(rows_column=rows.stride(1), POSITIONS=positions, PER_GROUP=per_group, GROUPS=groups)
-    arguments.update(BP=together, BV=held)
-    launch.run(_moments, (triton.cdiv(pairs, together),), arguments)
-    return tuple(moments)
 
 
 def _contiguous(tensor):

@@ -85,7 +85,7 @@ class Way(Runner):
     def _placed(self, result, sample):
         """A result as the whole map that it is part of; elsewhere stands what the operator gives on a whole map."""
         if isinstance(result, tuple):
-            result = torch.cat(result, 1)
+            result = torch.cat([part.expand(len(self.places), -1) for part in result], 1)
         if result.dtype == torch.int64:  # a list of rows: those of the map that it names
             result = sample.permute(0, 2, 3, 1).reshape(-1, sample.shape[1])[result]
         if result.dim() == 4:

@@ -13,7 +13,7 @@ CLASSES = ("conv", "gemm", "attention", "gather_scatter", "norm", "pointwise", "
 _PARTS = {
     "attention": ("attention", "softmax", "sdpa"),
     "conv": ("conv",),
-    "norm": ("norm", "moments", "statistics", "affine"),
+    "norm": ("norm", "statistics", "affine"),
     "gather_scatter": (
         "gather",
         "scatter",

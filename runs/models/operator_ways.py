@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sige.kernels import ops
+from sige.kernels import backends, ops
 from sige.runs.models import operators
-from sige.runs.models.operators import TILE, as_rows, heads
+from sige.runs.models.operators import EPS, TILE, as_rows, heads
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Call:
 
     @property
     def places(self) -> torch.Tensor:
-        """Where the results lie in the whole result: positions, or of `tile_moments` tiles."""
+        """Where the results lie in the whole result: positions, or of `update_statistics_` tiles."""
         if self.module.operator == "compact":  # lists in the order of rows
             return self.rows.sort()[0]
-        return self.tiles if self.module.operator == "tile_moments" else self.rows
+        return self.tiles if self.module.operator == "update_statistics_" else self.rows
 
 
 def call(module: operators.Operator, sample: torch.Tensor, mask: torch.Tensor) -> Call:
@@ -120,34 +120,60 @@ def _addmm(rows, weight, bias):
     return torch.addmm(bias, rows, weight.t())
 
 
-def _moments(call):
-    return lambda: ops.tile_moments(call.values, len(call.tiles), call.shape["groups"])
+def _updated(function):
+    """A way that brings tile sums and totals up to date: (old sums (T, 2*groups), scale (1, C), shift (1, C)).
+
+    It is called again and again, with the map's totals. The edit's tiles start without sums: from the second call on all that is
+    remembered is the map's own, and what is returned the same every time.
+    """
+
+    def way(call):
+        module, groups = call.module, call.shape["groups"]
+        wide = backends.widest(call.sample.device.type)
+        sums = operators.tile_sums(call.sample.to(wide), module.centre.to(wide))
+        totals, sums = sums.sum((2, 3)), as_rows(sums).to(call.sample.dtype).contiguous()
+        sums[call.tiles] = 0
+        values = call.sample.numel() // groups
+        state = (call.values, sums, call.tiles, module.centre.to(wide), totals, module.weight, module.bias)
+        return lambda: function(*state, groups, values)
+
+    return way
 
 
-def _grouped(call):
-    rows, groups = call.values, call.shape["groups"]
-    return rows.view(len(call.tiles), TILE * TILE, groups, rows.shape[1] // groups)
+def _update(rows, sums, tiles, centre, totals, weight, bias, groups, values):
+    old, _, scale, shift = ops.update_statistics_(
+        rows, sums, tiles, centre, totals, None, weight, bias, groups, values, EPS
+    )
+    return old, scale, shift
 
 
-def _moments_var_mean(call):
-    values = _grouped(call)
+def _composed_of(summed):
+    """The update around ``summed``, which gives the tiles' two sums (T, groups) of rows (T, P, groups, C/groups)."""
+
+    def update(rows, sums, tiles, centre, totals, weight, bias, groups, values):
+        new = torch.cat(summed(rows.view(len(tiles), TILE * TILE, groups, -1), centre), 1).to(sums.dtype)
+        old = sums.index_select(0, tiles)
+        sums.index_copy_(0, tiles, new)
+        totals = totals + (new.to(totals.dtype) - old).sum(0, keepdim=True)
+        first, second = (totals / values).view(2, groups, 1)
+        scale = torch.addcmul(second, first, first, value=-1).add_(EPS).rsqrt_() * weight.view(groups, -1)
+        shift = bias.view(groups, -1) - (first + centre.view(groups, 1)) * scale
+        return old, scale.view(1, -1).to(rows.dtype), shift.view(1, -1).to(rows.dtype)
+
+    return update
+
+
+def _sums_in_parts(values, centre):
+    # Centres channel by channel and positions before channels: passes over contiguous numbers, 4 times as fast as without.
+    apart = values - centre.float().view(-1, 1).expand(values.shape[2:]).contiguous()
+    return apart.sum(1).sum(2), apart.square_().sum(1).sum(2)
+
+
+def _sums_by_var_mean(values, centre):
     count = values.shape[1] * values.shape[3]
-
-    def run():
-        spread, mean = torch.var_mean(values, (1, 3), correction=0)
-        return mean, spread * count
-
-    return run
-
-
-def _moments_in_parts(call):
-    values = _grouped(call)
-
-    def run():
-        mean = values.mean((1, 3), keepdim=True)
-        return mean[:, 0, :, 0], (values - mean).square().sum((1, 3))
-
-    return run
+    variance, mean = torch.var_mean(values, (1, 3), correction=0)
+    apart = mean - centre.float()
+    return apart * count, torch.addcmul(variance, apart, apart) * count
 
 
 def _attend(function):
@@ -230,7 +256,11 @@ WAYS: dict[str, dict[str, Callable]] = {
         "in_parts": _of_rows(lambda rows, scale, shift: rows * scale + shift),
         "addcmul": _of_rows(lambda rows, scale, shift: torch.addcmul(shift, rows, scale)),
     },
-    "tile_moments": {"kernel": _moments, "in_parts": _moments_in_parts, "var_mean": _moments_var_mean},
+    "update_statistics_": {
+        "kernel": _updated(_update),
+        "in_parts": _updated(_composed_of(_sums_in_parts)),
+        "var_mean": _updated(_composed_of(_sums_by_var_mean)),
+    },
     "gather_rows": {
         "kernel": _read(ops.gather_rows),
         "indexing": _read(lambda source, index: source[index]),

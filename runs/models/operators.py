@@ -5,8 +5,6 @@ kernel, groups, heads, tile. Ways to compute the same stand in `sige.runs.models
 picture does not matter, the map is made of seeded random numbers.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -21,13 +19,14 @@ OPERATORS = (
     "conv_map",
     "linear_rows",
     "affine_rows",
-    "tile_moments",
+    "update_statistics_",
     "attend",
     "compact",
 )
 _CONVOLUTIONS = ("conv_rows", "conv_tiles", "conv_map")
 PARTS = ("sige.runs.models.operator_ways",)  # what makes the numbers besides this file
 TILE = 8  # side of the tiles that an edit's positions come in
+EPS = 1e-5  # of a normalisation
 
 
 def weights_digest(model: dict) -> str:
@@ -50,20 +49,28 @@ class Operator(torch.nn.Module):
             self.weight, self.bias = _parameter(outputs, channels, scale=channels**-0.5), _parameter(outputs)
         elif operator == "affine_rows":
             self.weight, self.bias = _parameter(1, channels), _parameter(1, channels)
+        elif operator == "update_statistics_":
+            self.weight, self.bias = _parameter(channels), _parameter(channels)
+            self.centre = _parameter(1, shape["groups"], scale=0.1)
         elif operator == "attend":
             tokens = shape["height"] * shape["width"]
             self.key, self.value = (_parameter(1, shape["heads"], tokens, channels // shape["heads"]) for _ in range(2))
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        """The result at every position: (1, C, H, W) to (1, O, H, W), of `tile_moments` to (1, 2*groups, H/tile, W/tile)."""
+        """The result at every position: (1, C, H, W) to (1, O, H, W).
+
+        Of `update_statistics_` at every tile, (1, 2*groups + 2*C, H/tile, W/tile): its sums, and the map's scale and shift.
+        """
         if self.operator in _CONVOLUTIONS:
             return F.conv2d(sample, self.weight, self.bias, padding=self.shape["kernel"] // 2)
         if self.operator == "linear_rows":
             return F.conv2d(sample, self.weight[:, :, None, None], self.bias)
         if self.operator == "affine_rows":
             return sample * self.weight[:, :, None, None] + self.bias[:, :, None, None]
-        if self.operator == "tile_moments":
-            return _moments(sample, self.shape["groups"])
+        if self.operator == "update_statistics_":
+            sums = tile_sums(sample, self.centre)
+            maps = _normalisation(sample, self.weight, self.bias, self.shape["groups"])
+            return torch.cat([sums, maps[None, :, None, None].expand(-1, -1, *sums.shape[2:])], 1)
         if self.operator == "attend":
             rows = F.scaled_dot_product_attention(heads(as_rows(sample), self.shape["heads"]), self.key, self.value)
             return rows.transpose(1, 2).reshape(1, *sample.shape[2:], -1).permute(0, 3, 1, 2)
@@ -74,12 +81,22 @@ def _parameter(*shape, scale=1.0):
     return torch.nn.Parameter(scale * torch.randn(shape), requires_grad=False)
 
 
-def _moments(sample, groups):
-    channels, height, width = sample.shape[1:]
+def tile_sums(sample: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Sums of x - c and of (x - c)^2 of each tile and channel group of a map (1, C, H, W), about ``centre`` (1, groups).
+
+    Returns (1, 2*groups, H/tile, W/tile), first sums and then second ones.
+    """
+    (channels, height, width), groups = sample.shape[1:], centre.shape[1]
     tiles = sample.reshape(groups, channels // groups, height // TILE, TILE, width // TILE, TILE)
-    mean = tiles.mean((1, 3, 5))
-    spread = (tiles - mean[:, None, :, None, :, None]).square().sum((1, 3, 5))
-    return torch.cat([mean, spread])[None]
+    apart = tiles - centre.view(groups, 1, 1, 1, 1, 1)
+    return torch.cat([apart.sum((1, 3, 5)), apart.square().sum((1, 3, 5))])[None]
+
+
+def _normalisation(sample, weight, bias, groups):
+    """Scale and shift (2*C,) of a group normalisation of a map (1, C, H, W)."""
+    variance, mean = torch.var_mean(sample.reshape(groups, -1), 1, correction=0)
+    mean, rstd = (part.repeat_interleave(len(weight) // groups) for part in (mean, (variance + EPS).rsqrt()))
+    return torch.cat([rstd * weight, bias - mean * rstd * weight])
 
 
 def as_rows(sample: torch.Tensor) -> torch.Tensor:
@@ -163,7 +180,9 @@ def work(model: dict, count: int, read: int, itemsize: int) -> tuple[int, int]:
         return 2 * count * tokens * channels, 2 * (count + tokens) * channels * itemsize
     if operator == "compact":
         return 0, shape["height"] * shape["width"] + 8 * count
-    if operator == "tile_moments":
-        return 0, count * channels * itemsize + 8 * math.ceil(count / TILE**2) * shape["groups"]
+    if operator == "update_statistics_":
+        # Of each tile sums are read, written anew, and what was there is returned; a weight, a bias, a scale and a shift.
+        tiles, groups = count // TILE**2, shape["groups"]
+        return 0, (count * channels + 3 * tiles * 2 * groups + 4 * channels) * itemsize + 8 * (tiles + 5 * groups)
     index = 8 * count if operator in ("gather_rows", "scatter_rows_") else 0
     return 0, 2 * count * channels * itemsize + index

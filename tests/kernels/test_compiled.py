@@ -29,7 +29,6 @@ CALLS = {
         *(random(10, 8), torch.tensor([0, 3, 7])),
     ),
     "conv_rows_fused": lambda: (random(10, 8), TAPS, random(16, 8, 2, 2, seed=1), random(16), 1, 2, random(1, 16)),
-    "tile_moments": lambda: (random(12, 8), 3, 4),
     "update_statistics_": lambda: (
         *(random(12, 8), random(10, 8, seed=1), torch.tensor([0, 3, 7])),
         *(torch.zeros(1, 4, dtype=torch.float64), torch.full((1, 8), 90.0, dtype=torch.float64)),

@@ -64,8 +64,7 @@ def test_arguments_are_numbered_as_they_are_passed(shim_module, file):
         ("convolution", "TILE_OUTPUTS", convolution._OUTPUTS),
         ("convolution", "TILE_DEPTH", convolution._DEPTH),
         ("convolution", "PRODUCT_THREADS", convolution._THREADS),
-        ("normalization", "MOMENT_THREADS", normalization._MOMENT_THREADS),
-        ("statistics", "STATISTICS_THREADS", normalization._MOMENT_THREADS),
+        ("statistics", "STATISTICS_THREADS", normalization._STATISTICS_THREADS),
     ],
 )
 def test_both_sides_agree_on_sizes(file, macro, value):
@@ -153,14 +152,6 @@ def test_affine_map_in_float_of_rows_in_half(shimmed):
     rows, scale, shift = random(7, 5).half(), random(1, 5, seed=1), random(1, 5, seed=2)
     got = normalization.affine_rows(rows, scale, shift, None)
     assert torch.equal(got, (rows.float() * scale + shift).half())
-
-
-def test_moments_of_a_view(shimmed):
-    rows = strided(8, 6)
-    mean, squares = normalization.tile_moments(rows, 2, 3)
-    values = rows.reshape(2, 4, 3, 2)
-    assert torch.allclose(mean, values.mean((1, 3)), atol=1e-6)
-    assert torch.allclose(squares, values.var((1, 3), correction=0) * 8, atol=1e-5)
 
 
 def updated_statistics(rows, sums, weight=None, batch=1):

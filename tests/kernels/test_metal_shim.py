@@ -39,9 +39,9 @@ WRONG = {
 def without_barriers():
     """{name: (file, types, text)} of our kernels, each with one barrier left out."""
     product = dict.fromkeys(("T_SOURCE", "T_WEIGHT", "T_BIAS", "T_OUT", "T_FACTOR"), "float")
-    norm = dict.fromkeys(("T_ROW", "T_SCALE", "T_SHIFT"), "float")
+    norm = dict.fromkeys(("T_ROW", "T_SUM"), "float")
     found = {}
-    for file, types in (("convolution", product), ("normalization", norm)):
+    for file, types in (("convolution", product), ("statistics", norm)):
         text = launch.text(file, tuple(types.items()))
         for i, match in enumerate(re.finditer(r"threadgroup_barrier\(.*?\);", text)):
             found[f"{file} barrier {i}"] = text[: match.start()] + text[match.end() :]
@@ -85,17 +85,29 @@ def product_is_right(library):
     return torch.equal(out, rows @ weight.t())
 
 
-def moments_are_right(library):
-    rows = torch.arange(64.0 * 6).view(64, 6) % 7
-    mean, squares = torch.full((2, 1, 3), float("nan"))
-    library.tile_moments(rows, mean, squares, [64, 2, 3, 6, 1], threads=[3 * 64], group_size=[64])
-    values = rows.view(1, 64, 3, 2)
-    exact = values.var((1, 3), correction=0) * 128
-    return torch.allclose(mean, values.mean((1, 3))) and torch.allclose(squares, exact)
+def sums_are_right(library):
+    rows, zeros = torch.arange(64.0 * 6).view(64, 6) % 7, torch.zeros(1, 6)
+    sums, old, change = torch.full((3, 1, 6), float("nan"))
+    place, sizes = torch.zeros(1, dtype=torch.long), [64, 2, 3, 6, 1, 6, 1, 0]
+    library.exchange_sums(rows, sums, place, zeros, place, old, change, sizes, threads=[3 * 64], group_size=[64])
+    values = rows.view(64, 3, 2)
+    return torch.equal(sums, torch.cat([values.sum((0, 2)), values.square().sum((0, 2))])[None])
+
+
+def totals_are_right(library):
+    change, none, place = torch.arange(80.0 * 6).view(80, 6) % 7, torch.zeros(1, 6), torch.zeros(1, dtype=torch.long)
+    after, scale, shift = torch.full((3, 1, 6), float("nan"))
+    arguments = (change, none, none, place, none, none, after, scale, shift, [80, 2, 3, 0, 1000, 0, 0, 0])
+    library.merge_statistics(*arguments, threads=[3 * 64], group_size=[64])
+    first, second = change.sum(0).view(2, 3)
+    exact = (second / 1000 - (first / 1000).square()).rsqrt().repeat_interleave(2)
+    return torch.equal(after[0], change.sum(0)) and torch.allclose(scale[0], exact)
 
 
 def is_right(library):
-    return product_is_right(library) if hasattr(library, "rows_product") else moments_are_right(library)
+    if hasattr(library, "rows_product"):
+        return product_is_right(library)
+    return sums_are_right(library) and totals_are_right(library)
 
 
 @pytest.mark.parametrize("name", list(without_barriers()))
@@ -104,9 +116,9 @@ def test_no_barrier_can_be_left_out(wrong, name):
     assert not all([is_right(wrong.library(texts()[name])) for _ in range(8)])
 
 
-@pytest.mark.parametrize("file", ["convolution", "normalization"])
+@pytest.mark.parametrize("file", ["convolution", "statistics"])
 def test_with_all_its_barriers_the_kernel_is_right(metal_shim, file):
-    names = {"convolution": ("SOURCE", "WEIGHT", "BIAS", "OUT", "FACTOR"), "normalization": ("ROW", "SCALE", "SHIFT")}
+    names = {"convolution": ("SOURCE", "WEIGHT", "BIAS", "OUT", "FACTOR"), "statistics": ("ROW", "SUM")}
     library = metal_shim.library(launch.text(file, tuple((f"T_{name}", "float") for name in names[file])))
     assert all([is_right(library) for _ in range(8)])
 

@@ -186,7 +186,6 @@ def arguments():
             index,
             True,
         ),
-        "tile_moments": (random(12, 8), 3, 4),
         "update_statistics_": (
             *(random(12, 8), random(10, 8, seed=1), index, torch.zeros(2, 4), torch.full((2, 8), 90.0)),
             *(torch.tensor([0, 0, 1]), random(8), None, 4, 40, 1e-5),

@@ -293,22 +293,6 @@ def test_affine_rows(dtype, mask, channels, batched):
     assert (got.dtype, close(got, exact)) == (dtype, True)
 
 
-@pytest.mark.parametrize("tiles", [0, 1, 7], ids=["no tile", "one tile", "seven tiles"])
-@pytest.mark.parametrize("side", [1, 2, 4])
-@pytest.mark.parametrize("channels, groups", [(3, 1), (17, 17), (24, 8)])
-def test_tile_moments(dtype, tiles, side, channels, groups):
-    rows = random(tiles * side**2, channels, dtype=dtype) + 3
-    values = rows.double().view(tiles, side**2, groups, channels // groups)
-    mean = values.mean((1, 3))
-    squares = (values - mean[:, None, :, None]).square().sum((1, 3))
-    got = call("tile_moments", rows, tiles, groups)
-    assert [moment.dtype for moment in got] == [torch.float32] * 2
-    assert (close(got[0], mean), bool(((got[1].double() - squares).abs() <= 1e-4 * (1 + squares)).all())) == (
-        True,
-        True,
-    )
-
-
 GRID = 12  # tiles of a sample's map
 
 

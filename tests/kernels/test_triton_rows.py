@@ -241,9 +241,7 @@ def said(caplog):
     backends._say_once.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "operator", ["gather_rows", "conv_rows", "linear_rows", "affine_rows", "tile_moments", "update_statistics_"]
-)
+@pytest.mark.parametrize("operator", ["gather_rows", "conv_rows", "linear_rows", "affine_rows", "update_statistics_"])
 def test_float64_is_left_to_the_reference(operator, said):
     rows = torch.rand(4, 3, dtype=torch.float64, device=DEVICE)
     index = torch.tensor([0, 3], device=DEVICE)
@@ -256,7 +254,6 @@ def test_float64_is_left_to_the_reference(operator, said):
         "conv_rows": (rows, index[:, None], torch.ones(2, 3, 1, 1, dtype=torch.float64, device=DEVICE), None, 1),
         "linear_rows": (rows, torch.ones(2, 3, dtype=torch.float64, device=DEVICE), None),
         "affine_rows": (rows, rows[:1], rows[1:2], None),
-        "tile_moments": (rows, 2, 1),
         "update_statistics_": (rows[:, :2], rows[:, :2].clone(), index[:1], *statistics, None, None, None, 1, 12, 1e-5),
     }[operator]
 

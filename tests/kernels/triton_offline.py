@@ -50,7 +50,6 @@ def normalised(dtype):
     rows, scale = empty(800, 128, dtype=dtype), empty(2, 128, dtype=dtype)
     normalization.affine_rows(rows, scale, scale, numbers(800))
     normalization.affine_rows(rows, scale[:1], scale[:1], None)
-    normalization.tile_moments(empty(12800, 128, dtype=dtype), 800, 32)
 
 
 def updated(dtype, tiles, batch=1, affine=True):

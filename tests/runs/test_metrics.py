@@ -40,7 +40,7 @@ from sige.runs.metrics.time_share import CLASSES, _class_of, classify
             ("sige::scatter_rows_", "gather_scatter"),
             ("sige::exchange_rows_", "gather_scatter"),
             ("sige::conv_rows", "conv"),
-            ("sige::tile_moments", "norm"),
+            ("sige::update_statistics_", "norm"),
             ("aten::expand", "other"),
         ]
     ],
@@ -58,7 +58,7 @@ def test_every_class_is_known():
     [
         pytest.param(["sige::conv_rows", "aten::addmm"], "conv", id="product-of-a-convolution"),
         pytest.param(["sige::conv_rows", "aten::index_select"], "gather_scatter", id="gathering-of-a-convolution"),
-        pytest.param(["sige::tile_moments", "aten::sum"], "norm", id="sum-of-a-norm"),
+        pytest.param(["sige::update_statistics_", "aten::sum"], "norm", id="sum-of-a-norm"),
         pytest.param(["sige::linear_rows", "aten::linear", "aten::addmm"], "gemm", id="linear"),
     ],
 )

@@ -58,7 +58,10 @@ def test_a_way_computes_the_edits_tiles_alone(runner, mask, name, way):
     shape = tuple(again[0].shape) if isinstance(again, tuple) else tuple(again.shape)
     tiles = len(operators.tiles(mask, SHAPE))
     whole = way in ("whole_map", "channels_first") or name in ("conv_map", "scatter_rows_")
-    assert (tiles, shape[0]) == (5, {True: shape[0], False: tiles if name == "tile_moments" else 64 * tiles}[whole])
+    assert (tiles, shape[0]) == (
+        5,
+        {True: shape[0], False: tiles if name == "update_statistics_" else 64 * tiles}[whole],
+    )
 
 
 def test_another_mask_is_another_call(runner, mask):
@@ -75,6 +78,21 @@ def test_what_a_convolution_moves_and_multiplies(runner, mask):
     positions, weight = 32 * 48, 9 * 16 * 24
     moved = 4 * (positions * 16 + weight + positions * 24) + 8 * positions * 9
     assert (made.work.multiplies, made.work.bytes) == (positions * weight, moved)
+
+
+def test_what_an_update_of_statistics_moves(runner, mask):
+    made, inputs = runner("update_statistics_", "kernel")
+    made.step(inputs, mask)
+    rows, sums, maps, wide = 5 * 64 * 16, 5 * 3 * 2 * 4, 4 * 16, 4 + 2 * 2 * 4
+    assert (made.work.multiplies, made.work.bytes) == (0, 4 * (rows + sums + maps) + 8 * (5 + wide))
+
+
+@pytest.mark.parametrize("way", list(operator_ways.WAYS["update_statistics_"]))
+def test_an_update_of_statistics_gives_the_same_every_time(runner, mask, way):
+    made, inputs = runner("update_statistics_", way)
+    made.step(inputs, mask)
+    first, again = (made.step(inputs, mask).output for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
 
 
 def test_a_small_edit_reads_the_rows_around_its_tiles(runner):
