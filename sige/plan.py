@@ -13,7 +13,8 @@ from sige.pyramid import Pyramid
 from sige.tiling import input_tiles, window_tiles
 from sige.windows import canonical_window, parents, tile_rows, window_rows
 
-# Where convolving whole tiles beats one position at a time, measured on two Zen 5 cores: even at 20 to 30 tiles of 8x8, 15 % and more at 100.
+# Where convolving whole tiles beats one position at a time, measured on two Zen 5 cores: even at 20 to 30 tiles of 8x8, by 15 % and
+# more at 100.
 _WIDE_TILE, _MANY_TILES = 8, 24
 
 
