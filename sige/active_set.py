@@ -106,6 +106,10 @@ class ActiveSet:
         """Whether this set is part of ``other`` for every mask, by their families."""
         return other.kind == "level" and isinstance(self.kind, tuple) and self.kind[0] == "inner"
 
+    def extent(self):
+        """What of a set its operators' shapes depend on: whether it is full, its rows by sample, its tiles, its overhang."""
+        return self.full, tuple(self.segments), self.tile, self.computed - self.count
+
     @property
     def computed(self):
         """Number of positions that a convolution with this set computes, overhang included."""

@@ -4,6 +4,8 @@ import dataclasses
 
 import torch
 
+from sige.active_set import ActiveSet
+
 
 @dataclasses.dataclass
 class Effect:
@@ -24,11 +26,11 @@ class Effect:
     fallbacks: list = dataclasses.field(default_factory=list)
 
     def add(self, macs, dense_macs, active, fallbacks):
-        """Account for one more step."""
+        """Account for one more step. ``active``: an ActiveSet or a bool map."""
         self.steps += 1
         self.macs += sum(macs.values())
         self.dense_macs += sum(dense_macs.values())
         for kind, count in macs.items():
             self.sparse_macs_by_kind[kind] += count
-        self.active = active
+        self.active = active.mask() if isinstance(active, ActiveSet) else active.clone()
         self.fallbacks += [name for name in fallbacks if name not in self.fallbacks]

@@ -30,10 +30,11 @@ def plain(forward, leaf, recorded):
 
 
 def active_map(leaves, mask):
-    """What was recomputed, at the resolution of the first output map; everything where that came out dense."""
+    """What was recomputed, at the resolution of the first output map, as an ActiveSet; everything, as a bool map, where that came out
+    dense."""
     for leaf in leaves:
         if isinstance(leaf, ActiveTensor) and leaf.settled:
-            return leaf.active.mask()
+            return leaf.active
         if isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
             return torch.ones(leaf.shape[0], *leaf.shape[2:], dtype=torch.bool, device=mask.device)
     return torch.ones_like(mask)

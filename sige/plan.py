@@ -87,9 +87,9 @@ class Plan:
         self._check_block()
         self._layers = {}
         self._searches = {}
-        self.programs = {}  # of steps with this plan: see ``sige.replay``
-        self._sets = {}
-        self._windows = {}
+        self.shape = None  # what plans of other masks must share to run the same programs, see ``sige.replay``; once prepared
+        self.sets = {}  # by (height, width, kind)
+        self.made = {}  # (what, geometry, set) -> row numbers, see :meth:`make`
 
     def prepare(self, requests):
         """Build now every set and index that a recorded forward asked for, so that no step pays for it."""
@@ -107,6 +107,7 @@ class Plan:
                 chosen = self.conv_set(*what)
                 if not chosen.full and not what[0].pointwise:
                     self.reads(chosen, what[0])
+        self.shape = tuple((key, *made.extent()) for key, made in self.sets.items())
 
     def _check_block(self):
         if self.policy.block == "adaptive":
@@ -178,13 +179,13 @@ class Plan:
 
     def find_set(self, height, width, kind):
         """The set of a family (``ActiveSet.kind``) at a resolution; None where none was made."""
-        return self._sets.get((height, width, kind))
+        return self.sets.get((height, width, kind))
 
     def _set(self, height, width, kind, tiles_of):
-        if (height, width, kind) not in self._sets:
+        if (height, width, kind) not in self.sets:
             tile, tiles = tiles_of(height, width)
-            self._sets[height, width, kind] = self._finish(tiles, tile, height, width, kind)
-        return self._sets[height, width, kind]
+            self.sets[height, width, kind] = self._finish(tiles, tile, height, width, kind)
+        return self.sets[height, width, kind]
 
     def _input_tiles(self, window):
         level = window.source_size
@@ -202,12 +203,18 @@ class Plan:
             return ActiveSet.everything(self.batch, height, width, self.device, kind)
         return ActiveSet.from_tiles(tiles, tile, height, width, self.policy.overhang, kind).on(self.device)
 
+    def make(self, what, geometry, chosen):
+        """Row numbers that an operator reads at ``chosen``, made once. what: "window" or "tiles" of a convolution's ``geometry``,
+        "parents" by a factor, or "reads" of another operator's."""
+        key = (what, geometry, chosen)
+        if key not in self.made:
+            make = {"window": window_rows, "tiles": tile_rows, "parents": parents, "reads": _reads}[what]
+            self.made[key] = make(chosen, geometry)
+        return self.made[key]
+
     def parents(self, chosen, scale):
         """See :func:`parents`; made once."""
-        key = ("parents", scale, id(chosen))
-        if key not in self._windows:
-            self._windows[key] = (parents(chosen, scale), chosen)
-        return self._windows[key][0]
+        return self.make("parents", scale, chosen)
 
     def reads(self, chosen, window):
         """What a convolution reads at ``chosen``: (index, tile) for ``conv_tiles`` where that pays, else (index, None) for
@@ -230,21 +237,16 @@ class Plan:
 
     def reads_of(self, chosen, geometry):
         """What an operator other than a convolution reads at ``chosen``: ``geometry.reads(chosen)``, made once. None on a full set."""
-        key = (geometry, id(chosen))
-        if key not in self._windows and not chosen.full:
-            self._windows[key] = (geometry.reads(chosen), chosen)
-        return None if chosen.full else self._windows[key][0]
+        return None if chosen.full else self.make("reads", geometry, chosen)
 
     def tile_rows(self, chosen, window):
         """See :func:`sige.windows.tile_rows`; made once."""
-        key = ("tiles", window, id(chosen))
-        if key not in self._windows:
-            self._windows[key] = (tile_rows(chosen, window), chosen)
-        return self._windows[key][0]
+        return self.make("tiles", window, chosen)
 
     def window_rows(self, chosen, window):
         """See :func:`sige.windows.window_rows`; made once."""
-        key = (window, id(chosen))
-        if key not in self._windows:
-            self._windows[key] = (window_rows(chosen, window), chosen)
-        return self._windows[key][0]
+        return self.make("window", window, chosen)
+
+
+def _reads(chosen, geometry):
+    return geometry.reads(chosen)

@@ -17,6 +17,7 @@ from sige.memory import StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
+from sige.replay.program import Report
 from sige.replay.replay import Replay
 from sige.state.remembered import Remembered
 from sige.state.tiers import Tiers
@@ -252,7 +253,7 @@ class Session(Remembered):
             forward.refresh_text = refresh_text
             given = self._activated(forward, tokens, args, kwargs)
             leaves, output, tree = self._run(forward, call, *given, memory.output)
-            return output, (forward.macs, active_map(leaves, mask), forward.fallbacks, tree)
+            return output, Report(forward.macs, active_map(leaves, mask), forward.fallbacks, tree)
 
         told = guards.declared(inputs, changed)
         try:
@@ -265,10 +266,9 @@ class Session(Remembered):
             raise
         finally:
             memory.stamp()
-        macs, active, fallbacks, tree = report
-        effect.add(macs, memory.dense_macs, active.clone(), fallbacks)
+        effect.add(report.macs, memory.dense_macs, report.active, report.fallbacks)
         self._edited.append((memory, copied(inputs), copied(output), None))
-        return tree_unflatten(output, tree)
+        return tree_unflatten(output, report.tree)
 
     def _dense_step(self, effect, memory, mask, call, args, kwargs):
         """Where the policy or the caller wants every level dense: the plain model, nothing remembered until ``commit`` asks."""

@@ -1,26 +1,44 @@
 """A traced step as a program: the operators that matter, as one Python function without the model around them."""
 
+import dataclasses
+
 import torch
 
+from sige.active_set import ActiveSet
 from sige.kernels import backends
 from sige.replay.fusion import fuse
+from sige.replay.indices import Indices, find_set, find_tensor
 from sige.replay.launches import launches
 from sige.replay.tracer import Ref, Untraceable, references
 
 
-class Program:
-    """What one step did, for steps that do the same with other inputs and other remembered values.
+@dataclasses.dataclass
+class Report:
+    """What there is to say of a step: MACs by kind, what was recomputed (an ActiveSet, or a bool map), operators that fell back to
+    dense, and the structure of the output."""
 
-    tracer: of the step.   outputs: its plain output leaves.   report: what the session reports of the step, kept as it is.
+    macs: dict
+    active: object
+    fallbacks: list
+    tree: object
+
+
+class Program:
+    """What one step did, for steps that do the same with other inputs, other remembered values and another mask of the same shape.
+
+    tracer: of the step.   outputs: its plain output leaves.   report: a `Report` of the step.
+    plan: the step's plan.   fixed: ids of tensors that are the same under every plan, the model's own.
     launches: kernels that it launches on a GPU: see `sige.replay.launches`.
     born: whether constants that the step itself made from Python's numbers take part: it then holds only for steps with these numbers.
+    A program that knows row numbers, or masks, by no name holds only for its plan.
     """
 
-    def __init__(self, tracer, outputs, report, device_type):
+    def __init__(self, tracer, outputs, report, device_type, plan, fixed):
         if tracer.reason is not None:
             raise Untraceable(tracer.reason)
-        self.report, self._backend = report, (device_type, backends.active(device_type))
+        self._report, self._backend = report, (device_type, backends.active(device_type))
         self._names, self._constants, self._entries, self._lines = {}, [], {}, []
+        self._indices = []  # names of what it takes of the plan
         changed = {
             key: entry for kind, key, rows, entry in (c for c in tracer.calls if c[0] == "journal") if rows is None
         }
@@ -33,16 +51,39 @@ class Program:
         self.launches = launches(kept, tracer.looks)
         self.born = any(self._is_birth(call) for call in kept if call[0] != "journal")
         self._write(kept, values, tuples, wanted)
+        self._active = Indices(plan).of_set.get(id(report.active))
+        of_set = isinstance(report.active, ActiveSet)
+        bound = of_set and self._active is None or any(_is_index(x) and id(x) not in fixed for x in self._constants)
+        self._plan = plan if bound else None
+        self._taken = None, []
+        self._take(plan)
+        self._looks = [(x.shape, x.dtype) for x in self._taken[1]]
         del self._leaves, self._names
 
-    def fits(self):
-        """Whether the kernels that the program was made of still serve the device."""
-        return backends.active(self._backend[0]) == self._backend[1]
+    def holds(self, plan):
+        """Whether the program may be run under ``plan`` at all."""
+        return self._plan is None or self._plan is plan
 
-    def run(self, inputs, memory, journal):
-        """Carry the step out on input tensors and a step's memory. Returns the plain output leaves."""
+    def fits(self, plan):
+        """Whether the kernels that the program was made of still serve the device, and the plan has all that it takes."""
+        if backends.active(self._backend[0]) != self._backend[1]:
+            return False
+        return [x if x is None else (x.shape, x.dtype) for x in self._take(plan)] == self._looks
+
+    def run(self, inputs, memory, journal, plan):
+        """Carry the step out on input tensors, a step's memory and a plan. Returns the plain output leaves."""
         entries = [memory.entries[key] for key in self._entries]
-        return self._function(inputs, memory.output, entries, journal)
+        return self._function(inputs, memory.output, entries, journal, self._take(plan))
+
+    def report(self, plan):
+        """What there is to say of a step carried out with ``plan``."""
+        return self._report if self._active is None else dataclasses.replace(self._report, active=find_set(plan, self._active))
+
+    def _take(self, plan):
+        """The tensors that the program takes of a plan; those of the last plan are kept."""
+        if self._taken[0] is not plan:
+            self._taken = plan, [find_tensor(plan, name) for name in self._indices]
+        return self._taken[1]
 
     # -- what matters ------------------------------------------------------------------------------------------------
 
@@ -86,7 +127,7 @@ class Program:
         results = ", ".join(self._text(leaf) for leaf in wanted)
         body = "\n    ".join([*self._lines, f"return [{results}]"])
         names = {f"c{place}": constant for place, constant in enumerate(self._constants)}
-        exec(f"def step(inputs, recorded, entries, journal):\n    {body}", names)
+        exec(f"def step(inputs, recorded, entries, journal, plan):\n    {body}", names)
         self._function, self._lines = names["step"], None
 
     def _kept_line(self, key, rows):
@@ -133,6 +174,9 @@ class Program:
         what = self._leaves[ref]
         if what[0] == "constant":
             return self._keep_name(ref, self._constant(what[1]))
+        if what[0] == "plan":
+            self._indices.append(what[1])
+            return self._keep_name(ref, f"plan[{len(self._indices) - 1}]")
         if what[0] in ("input", "output"):
             return f"{'inputs' if what[0] == 'input' else 'recorded'}[{what[1]}]"
         # read once, at the top: the entry's value may be replaced on the way
@@ -160,6 +204,10 @@ class Program:
         ):
             return repr(value)
         return self._constant(value)
+
+
+def _is_index(value):
+    return isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and not value.dtype.is_complex
 
 
 def _used(call):

@@ -3,16 +3,20 @@
 import torch
 
 from sige.memory import Journal
+from sige.replay.indices import Indices
 from sige.replay.program import Program
 from sige.replay.tracer import TracedJournal, Tracer, Untraceable, input_tensors
+
+
+_SHAPES_KEPT = 16  # of plans, with their programs
 
 
 class Replay:
     """Replays the sparse steps of a session's edits.
 
-    The first step with a plan runs as it is, and fills what is made once; the next that makes the same calls is traced, those after
-    it are replayed. Nothing is replayed while a submodule has hooks, on a stored step, under autocast, or while a dispatch mode (such
-    as a counter) watches. Programs are kept with their plan.
+    The first step with a plan of some shape runs as it is, and fills what is made once; the next that makes the same calls is traced,
+    those after it are replayed, under any mask whose plan has that shape. Nothing is replayed while a submodule has hooks, on a stored
+    step, under autocast, or while a dispatch mode (such as a counter) watches.
 
     wanted: whether to replay at all.   replayed: steps carried out from a program so far.
     """
@@ -20,19 +24,23 @@ class Replay:
     def __init__(self, model, wanted=True):
         self._model, self._wanted = model, wanted
         self._state, self._edit, self._modules, self._told = None, 0, [], ()
+        self._programs = {}  # by the shape of a plan, the last used last: programs, False for a step seen once, None for one that cannot be
         self.replayed = 0
 
     def begin(self, plan, changed):
-        """An edit begins. Its programs hold as long as the model is made of what it is made of now; with ``changed`` inputs, what is
+        """An edit begins. Programs hold as long as the model is made of what it is made of now; with ``changed`` inputs, what is
         computed from these once an edit is part of the programs, and they hold for this edit."""
         self._modules = [module for module in self._model.modules() if module is not self._model]
         self._state = hash(tuple(_made_of(module) for module in self._model.modules()))
         self._edit += 1
         self._told = ()
+        for programs in self._programs.values():
+            for key in [key for key in programs if key[0] != self._state or key[1]]:
+                del programs[key]
         if plan is not None:
-            stale = [key for key in plan.programs if key[0] != self._state or key[1]]
-            for key in stale:
-                del plan.programs[key]
+            self._programs[plan.shape] = self._programs.pop(plan.shape, {})
+            if len(self._programs) > _SHAPES_KEPT:
+                del self._programs[next(iter(self._programs))]
 
     def _possible(self, memory, journal, inputs, told):
         return (
@@ -67,27 +75,35 @@ class Replay:
         layout = tuple((tuple(x.shape), x.stride(), x.dtype) for x in inputs)
         alike = (self._state, self._edit if told else 0, refresh_text, layout)
         of_maps, of_all = ((*alike, calls) for calls in memory.calls)
+        programs = self._programs[plan.shape]
         for key in (of_maps, of_all):
-            program = plan.programs.get(key)
-            if program and program.fits():
+            program = programs.get(key)
+            if program and not program.holds(plan):
+                del programs[key]
+                programs.pop(of_all, None)
+            elif program and program.fits(plan):
                 with torch.inference_mode(False), torch.no_grad():
-                    outputs = program.run(inputs, memory, journal)
+                    outputs = program.run(inputs, memory, journal, plan)
                 self.replayed += 1
-                return outputs, program.report
-        if of_all not in plan.programs:
-            plan.programs[of_all] = False  # the first one: nothing yet
+                return outputs, program.report(plan)
+        if of_all not in programs:
+            programs[of_all] = False  # the first one: nothing yet
             return run(journal)
-        if plan.programs[of_all] is None:
+        if programs[of_all] is None:
             return run(journal)
-        tracer = Tracer(inputs, memory)
+        tracer = Tracer(inputs, memory, Indices(plan).tensors.items())
         with tracer:
             outputs, report = run(TracedJournal(tracer, journal))
         try:
-            program = Program(tracer, outputs, report, inputs[0].device.type)
-            plan.programs[of_all if program.born else of_maps] = program
+            program = Program(tracer, outputs, report, inputs[0].device.type, plan, self._fixed())
+            programs[of_all if program.born else of_maps] = program
         except Untraceable:
-            plan.programs[of_all] = None
+            programs[of_all] = None
         return outputs, report
+
+    def _fixed(self):
+        """Ids of the model's own tensors."""
+        return {id(x) for x in (*self._model.parameters(), *self._model.buffers())}
 
 
 def _version(tensor):

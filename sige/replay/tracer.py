@@ -44,13 +44,15 @@ class Tracer(TorchDispatchMode):
     """Inside the ``with`` block every operator is noted. A tensor has a number as long as it lives; the trace keeps none alive that the
     step made, so that tracing takes no more memory than the step.
 
-    leaves: number -> what it is: ("input", i), ("output", i), ("memory", key, part) or, found on the way, ("constant", tensor).
+    named: (name, tensor) of what the step may take of its plan.
+    leaves: number -> what it is: ("input", i), ("output", i), ("memory", key, part), ("plan", name) or, found on the way,
+        ("constant", tensor).
     calls: [(function, arguments, keyword arguments, numbers of the results)], and what the journal was told.
     looks: number -> `Look`.
     reason: why the step cannot be replayed; None while it can.
     """
 
-    def __init__(self, inputs, memory):
+    def __init__(self, inputs, memory, named=()):
         super().__init__()
         self.leaves, self.calls, self.reason = {}, [], None
         self.looks = {}
@@ -64,6 +66,8 @@ class Tracer(TorchDispatchMode):
                 self._leaf(leaf, ("output", place))
         for place, tensor in enumerate(inputs):
             self._leaf(tensor, ("input", place))
+        for name, tensor in named:
+            self._leaf(tensor, ("plan", name))
 
     def _leaf(self, tensor, what):
         if id(tensor) not in self._numbers:
