@@ -87,7 +87,7 @@ class Plan:
         self._check_block()
         self._layers = {}
         self._searches = {}
-        self.shape = None  # what plans of other masks must share to run the same programs, see ``sige.replay``; once prepared
+        self.shape = None  # once prepared: what plans share that run the same programs, see ``sige.replay``
         self.sets = {}  # by (height, width, kind)
         self.made = {}  # (what, geometry, set) -> row numbers, see :meth:`make`
 
@@ -173,9 +173,7 @@ class Plan:
         kind, tile = token_kind(self.policy), self.policy.token_block
         if kind == "level":
             return self.level_set(height, width)
-        return self._set(
-            height, width, kind, lambda *_: ((tile, tile), masks.in_tiles(self.mask_at(height, width), tile))
-        )
+        return self._set(height, width, kind, lambda *_: ((tile, tile), self._token_tiles(height, width, tile)))
 
     def find_set(self, height, width, kind):
         """The set of a family (``ActiveSet.kind``) at a resolution; None where none was made."""
@@ -186,6 +184,9 @@ class Plan:
             tile, tiles = tiles_of(height, width)
             self.sets[height, width, kind] = self._finish(tiles, tile, height, width, kind)
         return self.sets[height, width, kind]
+
+    def _token_tiles(self, height, width, tile):
+        return self._pyramid.in_bucket(masks.in_tiles(self.mask_at(height, width), tile))
 
     def _input_tiles(self, window):
         level = window.source_size

@@ -52,6 +52,8 @@ class Policy:
     text_refresh: the text in a joint sequence of text and image is computed anew in every n-th forward of an edit, from the first
         on, and remembered in the others; 1: always; None: never.
     dense_above: share of active positions above which a level runs dense; None: never.
+    bucket: with ``level``: factor (above 1) by which the sizes grow that active sets are filled up to, with the tiles nearest to the
+        edit, see :mod:`sige.buckets`: masks of about one size then share what is replayed. None: sets as the mask wants them.
     state_dtype: torch dtype in which feature maps are remembered; None: as computed.
     """
 
@@ -74,6 +76,7 @@ class Policy:
     merge_rate: float = 1.0
     text_refresh: int | None = 1
     dense_above: float | None = None
+    bucket: float | None = None
     state_dtype: torch.dtype | None = None
 
     def __post_init__(self):
@@ -94,10 +97,19 @@ class Policy:
             raise PolicyError(f"policy merge_rate={self.merge_rate!r} must be a share in (0, 1]")
         if self.dense_above is not None and not 0 < self.dense_above <= 1:
             raise PolicyError(f"policy dense_above={self.dense_above!r} must be None or a share in (0, 1]")
+        self._check_bucket()
         if self.state_dtype is not None and not self.state_dtype.is_floating_point:
             raise PolicyError(
                 f"policy state_dtype={self.state_dtype} must be a floating-point dtype such as torch.bfloat16"
             )
+
+    def _check_bucket(self):
+        if self.bucket is None:
+            return
+        if not isinstance(self.bucket, (int, float)) or not self.bucket > 1:
+            raise PolicyError(f"policy bucket={self.bucket!r} must be None or a factor above 1, such as 1.25")
+        if self.geometry != "level":
+            raise PolicyError(f"policy bucket={self.bucket!r} needs geometry='level', not {self.geometry!r}")
 
     def _check_block(self):
         if self.block_choices is not None and not _are_pairs(self.block_choices):

@@ -1,6 +1,7 @@
 """The pyramid of a mask: the edited positions at every resolution of a model, as a policy wants them."""
 
 from sige import masks
+from sige.buckets import filled
 from sige.families import halvings, tile_side
 
 
@@ -57,9 +58,13 @@ class Pyramid:
             if len(sizes) > 1 and sizes[-2] != (height, width):
                 wanted = wanted | masks.reduce_max(self.nested_mask(*sizes[-2]), height, width)
             tile = tile_side(self.policy, self.size, height, width)
-            tiles = masks.reduce_max(wanted, height // tile, width // tile)
+            tiles = self.in_bucket(masks.reduce_max(wanted, height // tile, width // tile))
             self._nested[height, width] = masks.reduce_max(tiles, height, width)
         return self._nested[height, width]
+
+    def in_bucket(self, tiles):
+        """A bool grid of active tiles filled up to the policy's bucket, where it has buckets."""
+        return tiles if self.policy.bucket is None else filled(tiles, self.policy.bucket)
 
     def nested_tiles(self, height, width):
         """(tile, grid): our active positions at a level as a bool grid (B, rows, columns) of squares."""

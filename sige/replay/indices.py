@@ -13,12 +13,17 @@ and of tensors, where ``part`` leads into a nest of them:
 
 import torch
 
-from sige.active_set import ActiveSet
 from sige.joint_set import joint_set, text_set
 from sige.rules.patches import children
 
 # What a set makes of itself once it is asked: attribute -> name.
-_KEPT = {"index": "positions", "tile_index": "tile_index", "_sample": "sample", "_row_of": "row_of", "_others": "others"}
+_KEPT = {
+    "index": "positions",
+    "tile_index": "tile_index",
+    "_sample": "sample",
+    "_row_of": "row_of",
+    "_others": "others",
+}
 
 
 class Indices:
@@ -72,7 +77,8 @@ def find_set(plan, name):
     kind, *what = name
     if kind == "set":
         return plan.find_set(*what)
-    parts = [part if isinstance(part, int) else find_set(plan, part) for part in (what if kind == "joint" else what[:1])]
+    names = what if kind == "joint" else what[:1]
+    parts = [name if isinstance(name, int) else find_set(plan, name) for name in names]
     if None in parts:
         return None
     if kind == "joint":

@@ -77,7 +77,9 @@ class Program:
 
     def report(self, plan):
         """What there is to say of a step carried out with ``plan``."""
-        return self._report if self._active is None else dataclasses.replace(self._report, active=find_set(plan, self._active))
+        if self._active is None:
+            return self._report
+        return dataclasses.replace(self._report, active=find_set(plan, self._active))
 
     def _take(self, plan):
         """The tensors that the program takes of a plan; those of the last plan are kept."""

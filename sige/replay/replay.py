@@ -7,7 +7,6 @@ from sige.replay.indices import Indices
 from sige.replay.program import Program
 from sige.replay.tracer import TracedJournal, Tracer, Untraceable, input_tensors
 
-
 _SHAPES_KEPT = 16  # of plans, with their programs
 
 
@@ -24,7 +23,7 @@ class Replay:
     def __init__(self, model, wanted=True):
         self._model, self._wanted = model, wanted
         self._state, self._edit, self._modules, self._told = None, 0, [], ()
-        self._programs = {}  # by the shape of a plan, the last used last: programs, False for a step seen once, None for one that cannot be
+        self._programs = {}  # by the shape of a plan, the last used last; False for a step seen once, None for one that cannot be
         self.replayed = 0
 
     def begin(self, plan, changed):
