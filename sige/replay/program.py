@@ -1,6 +1,7 @@
 """A traced step as a program: the operators that matter, as one Python function without the model around them."""
 
 import dataclasses
+import weakref
 
 import torch
 
@@ -54,21 +55,20 @@ class Program:
         self._active = Indices(plan).of_set.get(id(report.active))
         of_set = isinstance(report.active, ActiveSet)
         bound = of_set and self._active is None or any(_is_index(x) and id(x) not in fixed for x in self._constants)
-        self._plan = plan if bound else None
-        self._taken = None, []
-        self._take(plan)
-        self._looks = [(x.shape, x.dtype) for x in self._taken[1]]
+        self._plan = weakref.ref(plan) if bound else None
+        self._taken = weakref.WeakKeyDictionary()  # plan -> the tensors of those names; None where it has others
+        self._looks = [_look(find_tensor(plan, name)) for name in self._indices]
         del self._leaves, self._names
 
     def holds(self, plan):
         """Whether the program may be run under ``plan`` at all."""
-        return self._plan is None or self._plan is plan
+        return self._plan is None or self._plan() is plan
 
     def fits(self, plan):
         """Whether the kernels that the program was made of still serve the device, and the plan has all that it takes."""
         if backends.active(self._backend[0]) != self._backend[1]:
             return False
-        return [x if x is None else (x.shape, x.dtype) for x in self._take(plan)] == self._looks
+        return self._take(plan) is not None
 
     def run(self, inputs, memory, journal, plan):
         """Carry the step out on input tensors, a step's memory and a plan. Returns the plain output leaves."""
@@ -82,10 +82,11 @@ class Program:
         return dataclasses.replace(self._report, active=find_set(plan, self._active))
 
     def _take(self, plan):
-        """The tensors that the program takes of a plan; those of the last plan are kept."""
-        if self._taken[0] is not plan:
-            self._taken = plan, [find_tensor(plan, name) for name in self._indices]
-        return self._taken[1]
+        """The tensors that the program takes of a plan, None where they are not all there or not of the shapes that it knows."""
+        if plan not in self._taken:
+            found = [find_tensor(plan, name) for name in self._indices]
+            self._taken[plan] = found if [_look(tensor) for tensor in found] == self._looks else None
+        return self._taken[plan]
 
     # -- what matters ------------------------------------------------------------------------------------------------
 
@@ -206,6 +207,10 @@ class Program:
         ):
             return repr(value)
         return self._constant(value)
+
+
+def _look(tensor):
+    return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
 def _is_index(value):
