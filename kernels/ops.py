@@ -239,7 +239,7 @@ def conv_map(image, weight, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1)
 
 
 def linear_rows(rows, weight, bias):
-    """``rows`` (n, C) times ``weight`` (O, C) transposed, plus ``bias`` (O,) or None. Returns (n, O)."""
+    """``rows`` (n, C) times ``weight`` (O, C), or (O, C, 1, 1), transposed, plus ``bias`` (O,) or None. Returns (n, O)."""
     return _call("linear_rows", rows, weight, bias)
 
 

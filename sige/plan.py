@@ -73,17 +73,17 @@ class Plan:
 
     size: (H, W) of the model's input map, which the steps of ``block`` and ``dilation`` start from; the mask's where not given.
     finest: (H, W) of the finest map that the model makes (a decoder's is finer than its input).
-    device: where the model computes, if not where the mask is. A plan for the meta device is made where the mask is.
+    device: where the model computes, if not where the mask is.
+
+    The sets are found on the host: a mask that is there costs no wait for a GPU. Row numbers are worked out on the device.
     """
 
     def __init__(self, mask, policy, size=None, finest=None, device=None):
-        self.mask, self.policy = mask, policy
+        self.policy = policy
         self.batch, self.height, self.width = mask.shape
         self.size = size or (self.height, self.width)
         self.device = mask.device if device is None else torch.device(device)
-        if self.device.type != "meta":
-            self.mask = mask.to(self.device)
-        self._pyramid = Pyramid(self.mask, policy, self.size, finest or self.size)
+        self._pyramid = Pyramid(mask.cpu(), policy, self.size, finest or self.size)
         self._check_block()
         self._layers = {}
         self._searches = {}

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sige import guards
 from sige.conditioning import Conditioning, Shared
 from sige.effect import Effect
-from sige.errors import ChangedInputError, RecordingError
+from sige.errors import ChangedInputError, ModelError, RecordingError
 from sige.forward import Following, Forward
 from sige.interception import Interception
 from sige.masks import check_mask
@@ -17,6 +17,7 @@ from sige.memory import StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
+from sige.replay.graphs import Graphs, cuda_capture
 from sige.replay.program import Report
 from sige.replay.replay import Replay
 from sige.state.remembered import Remembered
@@ -34,8 +35,11 @@ class Session(Remembered):
         input is the map that an edit changes, and masks are given for that grid.
     memory_budget: bytes that remembered maps may take on the first tier of memory, see ``sige.state.tiers``; the others go to host
         memory and to disk, in a folder of their own in ``state_folder``. Results are the same bits with any budget.
-    replay: from the third step with a mask on, steps that call what an earlier one called are carried out from its trace, without
-        the model's Python: see ``sige.replay``. Turn it off for a model that keeps count of its calls, or changes itself between steps.
+    replay: from the third step on, steps that call what an earlier one called under a mask of the same shape are carried out from its
+        trace, without the model's Python: see ``sige.replay``. Turn it off for a model that keeps count of its calls, or changes
+        itself between steps.
+    cuda_graphs: on an NVIDIA GPU, replay each such step as one CUDA graph from its third time on. A policy with ``bucket`` lets masks
+        of about one size share them. No GPU has run this yet.
 
         session = sige.Session(model)
         with session.record():
@@ -59,7 +63,14 @@ class Session(Remembered):
         return super().__new__(cls)
 
     def __init__(
-        self, model, policy="incremental", token_grid=None, memory_budget=None, state_folder=None, replay=True
+        self,
+        model,
+        policy="incremental",
+        token_grid=None,
+        memory_budget=None,
+        state_folder=None,
+        replay=True,
+        cuda_graphs=False,
     ):
         self.policy = find_policy(policy)
         self.token_grid = token_grid
@@ -69,7 +80,7 @@ class Session(Remembered):
         self._plans = {}
         self._edited = []
         self._interception, self._wants_replay = Interception(self.model), replay
-        self._replay = Replay(self.model, replay)
+        self._replay = Replay(self.model, replay, self._graphs() if cuda_graphs else None)
         self.extra = None  # what the caller saved beside the recording
         self._shared = Shared()
         self._budget, self._tiers = (memory_budget, state_folder), Tiers(memory_budget, state_folder)
@@ -204,6 +215,19 @@ class Session(Remembered):
     def replayed_steps(self):
         """Number of sparse steps that were carried out from the trace of an earlier one, over all edits so far."""
         return self._replay.replayed
+
+    @property
+    def graph_steps(self):
+        """Number of replayed steps among them that were one CUDA graph each."""
+        return 0 if self._replay.graphs is None else self._replay.graphs.replayed
+
+    def _graphs(self):
+        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+        if device.type != "cuda":
+            raise ModelError(
+                f"cuda_graphs=True needs a model on an NVIDIA GPU, this one is on {device}: leave it out there"
+            )
+        return Graphs(cuda_capture())
 
     # -- one step ----------------------------------------------------------------------------------------------------
 

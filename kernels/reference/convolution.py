@@ -36,7 +36,7 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
 
 def linear_rows(rows, weight, bias):
     wide = torch.promote_types(rows.dtype, torch.float32)
-    result = rows.to(wide) @ weight.to(wide).t()
+    result = rows.to(wide) @ weight.to(wide).flatten(1).t()
     if bias is not None:
         result = result + bias.to(wide)
     return result.to(rows.dtype)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from sige.runs.errors import JobFailure
+
 
 @dataclass
 class Step:
@@ -28,6 +30,7 @@ class Runner(abc.ABC):
     """A method on a model. Subclasses define ``step`` and may override the rest; ``dense`` marks the baselines.
 
     changed: names of inputs beside the picture that the edit in hand changes, such as the text; the bench sets them.
+    settled_after: steps that it takes until each is like the next, at least.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Runner(abc.ABC):
     record_ms: float | None = None
     module: torch.nn.Module = field(default=None, repr=False)
     changed: tuple[str, ...] = ()
+    settled_after: int = 1
 
     def record(self, original: tuple) -> None:
         """Whatever must be computed once on the original (nothing for a dense method)."""
@@ -65,3 +69,9 @@ class Runner(abc.ABC):
         output = self.zoo.loader.forward(self.module, *inputs)
         self.zoo.synchronize()
         return output, (time.perf_counter() - start) * 1e3
+
+
+def need_graphs(hardware: dict) -> None:
+    """JobFailure of status ``skipped`` on hardware that has no CUDA graphs."""
+    if hardware["device"] != "cuda":
+        raise JobFailure("skipped", f"CUDA graphs need an NVIDIA GPU: not run on hardware {hardware['name']}")

@@ -4,8 +4,8 @@ import contextlib
 
 import torch
 
-from sige.runs.errors import JobFailure, UserError
-from sige.runs.methods import Runner, Step
+from sige.runs.errors import UserError
+from sige.runs.methods import Runner, Step, need_graphs
 from sige.runs.models.zoo import DTYPES, LAYOUTS
 
 
@@ -29,8 +29,8 @@ class Dense(Runner):
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Dense:
     """A dense runner; ``compile: true`` compiles the module on its first step, with ``mode: reduce-overhead`` into CUDA graphs."""
-    if options.get("mode") == "reduce-overhead" and hardware["device"] != "cuda":
-        raise JobFailure("skipped", f"CUDA graphs need an NVIDIA GPU: not run on hardware {hardware['name']}")
+    if options.get("mode") == "reduce-overhead":
+        need_graphs(hardware)
     dtype = options.get("dtype") or hardware["dtype"]
     runner = Dense(name, zoo, options.get("layout", "contiguous"), dtype, dense=True)
     runner.module = zoo.module(runner.layout, dtype)

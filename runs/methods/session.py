@@ -7,7 +7,7 @@ import time
 import torch
 
 from sige.runs.errors import UserError
-from sige.runs.methods import Runner, Step, dense
+from sige.runs.methods import Runner, Step, dense, need_graphs
 
 
 def merged_dials(options: dict, model: dict) -> dict:
@@ -99,13 +99,18 @@ class Incremental(Runner):
 
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
-    """A session of its own on a module of its own. The options ``memory_budget`` (bytes) and ``state_folder`` are the session's."""
+    """A session of its own on a module of its own. The options ``memory_budget`` (bytes), ``state_folder`` and ``cuda_graphs`` are the
+    session's."""
     from sige import Session
 
+    graphs = bool(options.get("cuda_graphs"))
+    if graphs:
+        need_graphs(hardware)
     runner = Incremental(
         name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
     )
     runner.module = zoo.module(runner.layout, runner.dtype)
+    runner.settled_after = 4 if graphs else 1  # as it is, traced, replayed, captured
     grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
     runner.budget = options.get("memory_budget")
     runner.session = Session(
@@ -114,5 +119,6 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
         token_grid=tuple(grid) if grid else None,
         memory_budget=runner.budget,
         state_folder=options.get("state_folder"),
+        cuda_graphs=graphs,
     )
     return runner

@@ -26,7 +26,10 @@ def collect(bench, rounds, warmup, aa_control, protocol, paper_runs, noise_limit
     if protocol == "paper":
         yield from _one_after_the_other(bench, warmup, paper_runs)
         return
-    warm = {method: [bench.step(method).ms for _ in range(max(1, warmup))][-1] for method in bench.runners}
+    warm = {
+        method: [bench.step(method).ms for _ in range(max(runner.settled_after, warmup))][-1]
+        for method, runner in bench.runners.items()
+    }
     series = list(bench.runners)
     control = _fastest(bench, warm) if aa_control else None
     if control:
@@ -123,8 +126,8 @@ def _fastest(bench, times, dtype=None):
 
 def _one_after_the_other(bench, warmup, runs):
     means = {}
-    for method in bench.runners:
-        for _ in range(warmup):
+    for method, runner in bench.runners.items():
+        for _ in range(max(warmup, runner.settled_after - 1)):
             bench.step(method)
         started = time.perf_counter()
         samples = [bench.step(method).ms for _ in range(runs)]

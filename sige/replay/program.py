@@ -46,6 +46,7 @@ class Program:
         values = {key: [tracer.number(part) for part in entry.tensors()] for key, entry in changed.items()}
         tuples = {key: isinstance(entry.value, tuple) for key, entry in changed.items()}
         wanted = [leaf if not isinstance(leaf, torch.Tensor) else tracer.number(leaf) for leaf in outputs]
+        self._replaced = list(values)
         self._leaves = tracer.leaves  # complete only now
         at_end = {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
         kept = fuse(self._living(tracer.calls, set(at_end)), tracer.looks, at_end)
@@ -68,12 +69,23 @@ class Program:
         """Whether the kernels that the program was made of still serve the device, and the plan has all that it takes."""
         if backends.active(self._backend[0]) != self._backend[1]:
             return False
-        return self._take(plan) is not None
+        return self.taken(plan) is not None
 
     def run(self, inputs, memory, journal, plan):
         """Carry the step out on input tensors, a step's memory and a plan. Returns the plain output leaves."""
-        entries = [memory.entries[key] for key in self._entries]
-        return self._function(inputs, memory.output, entries, journal, self._take(plan))
+        return self.call(inputs, memory.output, memory, journal, self.taken(plan))
+
+    def call(self, inputs, recorded, memory, journal, tensors):
+        """:meth:`run` with the recorded output leaves given, and what the program takes of a plan."""
+        return self._function(inputs, recorded, self.entries(memory), journal, tensors)
+
+    def entries(self, memory):
+        """The entries of a step's memory that the program reads or writes."""
+        return [memory.entries[key] for key in self._entries]
+
+    def replaced(self, memory):
+        """Those among them whose value it replaces by another, instead of writing rows into it."""
+        return [memory.entries[key] for key in self._replaced]
 
     def report(self, plan):
         """What there is to say of a step carried out with ``plan``."""
@@ -81,7 +93,7 @@ class Program:
             return self._report
         return dataclasses.replace(self._report, active=find_set(plan, self._active))
 
-    def _take(self, plan):
+    def taken(self, plan):
         """The tensors that the program takes of a plan, None where they are not all there or not of the shapes that it knows."""
         if plan not in self._taken:
             found = [find_tensor(plan, name) for name in self._indices]

@@ -17,11 +17,12 @@ class Replay:
     those after it are replayed, under any mask whose plan has that shape. Nothing is replayed while a submodule has hooks, on a stored
     step, under autocast, or while a dispatch mode (such as a counter) watches.
 
-    wanted: whether to replay at all.   replayed: steps carried out from a program so far.
+    wanted: whether to replay at all.   graphs: `Graphs` that run the programs, None: they run as they are.
+    replayed: steps carried out from a program so far.
     """
 
-    def __init__(self, model, wanted=True):
-        self._model, self._wanted = model, wanted
+    def __init__(self, model, wanted=True, graphs=None):
+        self._model, self._wanted, self.graphs = model, wanted, graphs
         self._state, self._edit, self._modules, self._told = None, 0, [], ()
         self._programs = {}  # by the shape of a plan, the last used last; False for a step seen once, None for one that cannot be
         self.replayed = 0
@@ -81,8 +82,10 @@ class Replay:
                 del programs[key]
                 programs.pop(of_all, None)
             elif program and program.fits(plan):
+                step = (inputs, memory, journal, plan)
                 with torch.inference_mode(False), torch.no_grad():
-                    outputs = program.run(inputs, memory, journal, plan)
+                    # with declared inputs a program holds for this edit alone: no graph is worth its capture
+                    outputs = program.run(*step) if told or not self.graphs else self.graphs.run(program, *step)
                 self.replayed += 1
                 return outputs, program.report(plan)
         if of_all not in programs:

@@ -220,6 +220,11 @@ def test_linear_rows(dtype, mask, channels, outputs, bias):
     assert close(call("linear_rows", rows, weight, offset), exact)
 
 
+def test_linear_rows_with_the_weight_of_a_pointwise_convolution(dtype):
+    rows, weight = random(20, 24, dtype=dtype), random(17, 24, 1, 1, dtype=dtype, seed=1)
+    assert close(call("linear_rows", rows, weight, None), rows.double() @ weight.double().flatten(1).t())
+
+
 def test_linear_rows_that_are_not_contiguous(dtype):
     rows, weight = random(72, 20, dtype=dtype).t(), random(17, 72, dtype=dtype, seed=1)
     assert close(call("linear_rows", rows, weight, None), rows.double() @ weight.double().t())

@@ -1,4 +1,4 @@
-"""The ladder of dense baselines: its top needs CUDA graphs, and says so where there are none."""
+"""The ladder of dense baselines, whose top needs CUDA graphs, as ours does, and says so where there are none."""
 
 import pytest
 import runner_fakes as fakes
@@ -6,17 +6,21 @@ import torch
 
 from sige.runs.errors import JobFailure
 from sige.runs.jobs import expand
-from sige.runs.methods import dense
+from sige.runs.methods import dense, session
 from sige.runs.models.zoo import Zoo
 
 GRAPHS = {"runner": "sige.runs.methods.dense", "layout": "channels_last", "compile": True, "mode": "reduce-overhead"}
 
 
-def test_cuda_graphs_are_not_run_without_an_nvidia_gpu():
+SPARSE = {"runner": "sige.runs.methods.session", "policy": "incremental", "cuda_graphs": True}
+
+
+@pytest.mark.parametrize(
+    "runner, options", [pytest.param(dense, GRAPHS, id="dense"), pytest.param(session, SPARSE, id="sparse")]
+)
+def test_cuda_graphs_are_not_run_without_an_nvidia_gpu(runner, options):
     with pytest.raises(JobFailure) as told:
-        dense.build(
-            "dense_graphs", GRAPHS, Zoo(fakes.MODEL, "cpu"), {"name": "cpu", "device": "cpu", "dtype": "float32"}
-        )
+        runner.build("graphs", options, Zoo(fakes.MODEL, "cpu"), {"name": "cpu", "device": "cpu", "dtype": "float32"})
     assert (told.value.status, str(told.value)) == (
         "skipped",
         "CUDA graphs need an NVIDIA GPU: not run on hardware cpu",
