@@ -13,8 +13,8 @@ from sige.pyramid import Pyramid
 from sige.tiling import input_tiles, window_tiles
 from sige.windows import canonical_window, parents, tile_rows, window_rows
 
-# Where convolving whole tiles beats one position at a time, measured on two Zen 5 cores: even at 20 to 30 tiles of 8x8, by 15 % and
-# more at 100.
+# Where convolving whole tiles beats one position at a time on a CPU, measured on two Zen 5 cores: even at 20 to 30 tiles of 8x8, by
+# 15 % and more at 100. Elsewhere it is not known, and what follows a convolution is fused into that of single positions alone.
 _WIDE_TILE, _MANY_TILES = 8, 24
 
 
@@ -234,6 +234,8 @@ class Plan:
         search = self._search(*window.source_size) if self.policy.block == "adaptive" else None
         if search is not None and search.measured:
             return search.whole_tiles(window, len(chosen.tile_index), chosen.count)
+        if self.device.type != "cpu":
+            return False
         return min(chosen.tile) >= _WIDE_TILE and len(chosen.tile_index) >= _MANY_TILES
 
     def reads_of(self, chosen, geometry):

@@ -10,7 +10,7 @@ reads. On the CPU its bits are those of the operators one by one.
 
 import torch
 
-from sige.replay.sharing import arguments, results, shared, written
+from sige.replay.sharing import arguments, results, shared, straightened, written
 from sige.replay.tracer import Look, Ref, references
 
 _aten, _sige = torch.ops.aten, torch.ops.sige
@@ -22,7 +22,7 @@ def fuse(calls, looks, at_end):
 
     calls: as `Tracer.calls`.   looks: number -> Look.   at_end: numbers of tensors that the step gives or leaves behind.
     """
-    calls = shared(calls, looks, at_end)
+    calls = straightened(shared(calls, looks, at_end), looks, at_end)
     for begin in (_Convolution, _Affine):
         calls = _Fusion(calls, looks, at_end).run(begin)
     return calls

@@ -1,8 +1,11 @@
-"""What a traced step computes twice of the same tensors is computed once; and what there is to ask of a traced call."""
+"""What a traced step computes twice of the same tensors is computed once, views that lead nowhere are left out; and what there is to
+ask of a traced call."""
 
 import torch
 
 from sige.replay.tracer import Ref, references
+
+_RESHAPES = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 def arguments(call):
@@ -47,6 +50,33 @@ def shared(calls, looks, at_end):
                 known[key] = call[3]
         kept.append(call)
     return kept
+
+
+def straightened(calls, looks, at_end):
+    """The calls without views that lead back to a shape which the tensor had before, such as heads taken apart and put together again:
+    what they give is that tensor. Views that nobody uses go too."""
+    renamed, past, kept = {}, {}, []
+    for call in calls:
+        call = _renamed(call, renamed)
+        if call[0] in _RESHAPES:
+            source, (result,) = call[1][0], call[3]
+            seen = past.get(source, [source])
+            same = [ref for ref in seen if looks[ref].shape == looks[result].shape]
+            if same and result not in at_end:
+                renamed[result] = same[0]
+                continue
+            past[result] = [*seen, result]
+        kept.append(call)
+    return _without_unused_views(kept, at_end)
+
+
+def _without_unused_views(calls, at_end):
+    wanted, kept = set(at_end), []
+    for call in reversed(calls):
+        if call[0] == "journal" or not call[0].is_view or wanted.intersection(call[3]):
+            wanted.update(references(arguments(call)))
+            kept.append(call)
+    return kept[::-1]
 
 
 def _renamed(call, names):

@@ -81,6 +81,8 @@ def _rows(forward, query, key, value, scale, mask=None):
             own = _mask_of_sample(mask, query.active, sample)
             out = ops.attend(queries, keys, values, own, scale)
             outputs.append(out[0].transpose(0, 1))
+    if len(outputs) == 1:
+        return outputs[0]
     return torch.cat(outputs) if outputs else query.rows.new_empty(0, heads, value.shape[-1])
 
 

@@ -42,19 +42,28 @@ class Given:
         return ops.affine_rows(rows, self.scale, self.shift, sample)
 
 
-def names(step):
-    """The operators that a step is made of once it is fused, without views."""
+def fused(step):
+    """The operators that a step is made of once it is fused, each with whether it is a view."""
     given = Given()
     tracer = Tracer([], NoMemory())
     with tracer, torch.no_grad():
         made = step(given)
     made = made if isinstance(made, tuple) else (made,)
     calls = fuse(tracer.calls, tracer.looks, {tracer.number(tensor) for tensor in made if tensor is not None})
-    return [call[0]._schema.name.split("::")[1] for call in calls if not call[0].is_view]
+    return [(call[0]._schema.name.split("::")[1], call[0].is_view) for call in calls]
+
+
+def names(step):
+    """Those operators by name, without views."""
+    return [name for name, view in fused(step) if not view]
 
 
 def into_map(given, rows):
     return ops.exchange_rows_(given.target, PLACES, rows)
+
+
+def heads(rows):
+    return rows.view(3, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +77,22 @@ def into_map(given, rows):
         pytest.param(lambda g: into_map(g, g.conv()), id="into a map"),
         pytest.param(lambda g: into_map(g, F.gelu(g.affine(g.conv() + g.vector + g.residual))), id="all, into a map"),
         pytest.param(lambda g: ops.linear_rows(g.residual, g.square, None) + g.residual, id="linear layer"),
+        pytest.param(lambda g: into_map(g, heads(g.conv()).view(3, 16)), id="heads taken apart and put together"),
     ],
 )
 def test_what_follows_a_convolution_goes_into_it(step):
     assert names(step) == ["conv_rows_fused"]
+
+
+@pytest.mark.parametrize(
+    "last, expected",
+    [
+        pytest.param(lambda rows: rows.view(3, 16), 0, id="back to the rows"),
+        pytest.param(lambda rows: rows.view(48), 2, id="on to another shape"),
+    ],
+)
+def test_views_that_nobody_needs_are_left_out(last, expected):
+    assert sum(view for _, view in fused(lambda g: last(heads(g.conv())) + 1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,6 +150,16 @@ def used_twice(given):
         pytest.param(changed_source, ["conv_rows", "mul_", "add"], id="source written to"),
         pytest.param(changed_residual, ["conv_rows_fused", "mul_", "activate_rows"], id="residual written to"),
         pytest.param(read_before, ["add", "conv_rows_fused"], id="map read before"),
+        pytest.param(
+            lambda g: into_map(g, heads(g.conv()).mT.reshape(3, 16)),
+            ["conv_rows_fused", "clone", "_unsafe_view", "exchange_rows_"],
+            id="heads put together otherwise",
+        ),
+        pytest.param(
+            lambda g: (heads(g.conv()), into_map(g, g.residual)),
+            ["conv_rows_fused", "exchange_rows_"],
+            id="heads handed on",
+        ),
         pytest.param(used_twice, ["activate_rows", "exchange_rows_", "tanh"], id="activated rows used twice"),
         pytest.param(
             lambda g: g.affine(g.conv() + g.table[g.sample], None), ["conv_rows_fused", "affine_rows"], id="two samples"

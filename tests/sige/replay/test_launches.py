@@ -28,10 +28,12 @@ def church():
 
 
 def program_of(model, name, monkeypatch):
-    """The program of an edit of 1.2 % of the picture with every level sparse."""
+    """The program of an edit of 1.2 % of the picture with every level sparse and, as on a GPU, no convolution by whole tiles."""
     made, make = [], replay.Program
     monkeypatch.setattr(replay, "Program", lambda *args: made.append(make(*args)) or made[-1])
-    policy = dataclasses.replace(sige.policy(name), min_resolution=1, upsample_min_source=1, dense_above=None)
+    policy = dataclasses.replace(
+        sige.policy(name), min_resolution=1, upsample_min_source=1, dense_above=None, whole_tiles="never"
+    )
     mask = torch.zeros(256, 256, dtype=torch.bool)
     mask[100:128, 60:88] = True
     original = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
@@ -47,7 +49,7 @@ def program_of(model, name, monkeypatch):
     return made[-1]
 
 
-@pytest.mark.parametrize("name, most", [("sige", 290), ("incremental", 360)])
+@pytest.mark.parametrize("name, most", [("sige", 255), ("incremental", 325)])
 def test_launches_of_a_church_step(church, monkeypatch, name, most):
     found = program_of(church, name, monkeypatch).launches
     assert 0.9 * most < found <= most
