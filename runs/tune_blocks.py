@@ -1,6 +1,7 @@
 """Measure what blocks cost on this machine: ``python -m sige.runs.tune_blocks``. Takes minutes; the machine must be idle.
 
-Writes the table that ``block="adaptive"`` searches with, in place of the one that ships (``sige/block_costs_cpu.csv``).
+Writes the table by which convolutions run tile by tile or one position at a time, and with which ``block="adaptive"`` searches, in
+place of the one that ships (``sige/block_costs_cpu.csv``).
 """
 
 import argparse
@@ -16,11 +17,16 @@ from pathlib import Path
 from sige.runs import allocator, environment, quiet
 from sige.runs.errors import UserError
 
-CHANNELS = (64, 320, 640, 1280)
-POSITIONS = (64, 256, 1024, 4096)
-_MAP = (2, 96, 96)  # samples, height, width: a picture of 768x768 with guidance
+CHANNELS = (64, 128, 320, 640, 1280)
+POSITIONS = (64, 256, 1024, 4096, 16384)
+_WIDE = 320  # from so many channels on maps are those of a latent, below those of a picture
 _MOST_MACS = 4e9  # of one call; times of larger ones follow in proportion
 _TIDY_S = 0.002  # a sample lasts at least so long
+
+
+def map_of(channels):
+    """(samples, height, width) of the map that is read: narrow ones are a picture's, wide ones a latent's of 768x768 with guidance."""
+    return (2, 96, 96) if channels >= _WIDE else (1, 256, 256)
 
 
 def cases(channels=CHANNELS, positions=POSITIONS):
@@ -42,7 +48,7 @@ def _operands(channels, device):
     """A map's rows (N, C) and the weight (C, C, 3, 3) and bias (C,) of a convolution from as many channels to as many."""
     import torch
 
-    generator, places = torch.Generator().manual_seed(0), math.prod(_MAP)
+    generator, places = torch.Generator().manual_seed(0), math.prod(map_of(channels))
     source = torch.randn(places, channels, generator=generator).to(device)
     weight = torch.randn(channels, channels, 3, 3, generator=generator).div_(channels).to(device)
     return source, weight, weight[:, 0, 0, 0].contiguous()
@@ -58,7 +64,7 @@ def prepared(operator, shape, channels, count, device):
     from sige.kernels import ops
 
     source, weight, bias = _operands(channels, device)
-    generator, (samples, height, width) = torch.Generator().manual_seed(0), _MAP
+    generator, (samples, height, width) = torch.Generator().manual_seed(0), map_of(channels)
     tile = shape or (1, 1)
     grid = torch.zeros(samples, height // tile[0], width // tile[1], dtype=torch.bool)
     grid.view(-1)[torch.randperm(grid.numel(), generator=generator)[:count]] = True

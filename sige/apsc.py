@@ -17,7 +17,7 @@ from sige.tiling import output_tile
 from sige.windows import canonical_window
 
 SHAPES = Policy(geometry="tile", block="adaptive").block_shapes()  # smaller ones first, of one area the squarer
-_USUAL_CHANNELS = 320  # of Stable Diffusion's finest level
+USUAL = {(320, 320): 1}  # a convolution of Stable Diffusion's finest level, where nothing is known of the layers
 
 
 class Choice(NamedTuple):
@@ -38,16 +38,6 @@ class Search(NamedTuple):
     def shape(self):
         """(rows, columns) of the level's blocks."""
         return self.choice.shape
-
-    @property
-    def measured(self):
-        """Whether measured times decided."""
-        return isinstance(self.objective, MeasuredTime)
-
-    def whole_tiles(self, window, tiles, computed):
-        """Whether the convolutions of ``window`` are faster tile by tile, with ``tiles`` tiles and ``computed`` output positions."""
-        positions = computed * math.prod(window.stride) / window.scale**2
-        return self.objective.whole_tiles(window, self.shape, tiles, positions)
 
 
 def printed_objective(shape, tiles, positions=None, kernel=(3, 3)):
@@ -109,11 +99,6 @@ class MeasuredTime:
         sizes = self.layers[window].items()
         return sum(times * self.table.seconds(operator, tile, *size, counts) for size, times in sizes)
 
-    def whole_tiles(self, window, shape, tiles, positions):
-        """Whether the convolutions of ``window`` are faster tile by tile than one position at a time."""
-        rows, whole = self._ways(window, shape, tiles, positions)
-        return bool(whole < rows)
-
 
 def tile_counts(mask, shape):
     """Blocks of ``shape`` in each mask (B, H, W) that hold a True position, and the map's positions in them: int64 (B,), (B,)."""
@@ -174,7 +159,7 @@ def search(mask, policy, device_type, layers=None):
     """
     objective = OBJECTIVES.get(policy.block_objective)
     if objective is None:
-        unknown = {canonical_window(*mask.shape[1:]): {(_USUAL_CHANNELS, _USUAL_CHANNELS): 1}}
+        unknown = {canonical_window(*mask.shape[1:]): USUAL}
         objective = MeasuredTime(block_costs.table(device_type), layers or unknown, policy.whole_tiles)
     shapes = fitting(policy.block_shapes(), *mask.shape[1:], dividing=policy.whole_tiles == "always")
     return Search(objective, choose(mask, objective, shapes))

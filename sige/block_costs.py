@@ -94,11 +94,33 @@ def path(device_type):
 
 
 @functools.lru_cache(maxsize=None)
+def known(device_type="cpu"):
+    """The table of a device type, None where none was measured."""
+    return CostTable.read(path(device_type)) if path(device_type).is_file() else None
+
+
 def table(device_type="cpu"):
     """The table of a device type. PolicyError where none was measured."""
-    if not path(device_type).is_file():
+    found = known(device_type)
+    if found is None:
         raise PolicyError(
             f"policy block='adaptive' has no measured block costs for {device_type}: run python -m sige.runs.tune_blocks "
             f"--device {device_type} on an idle machine, or set block_objective to a formula"
         )
-    return CostTable.read(path(device_type))
+    return found
+
+
+def whole_tiles_pay(device_type, layers, tile, tiles, positions):
+    """Whether convolutions are faster tile by tile, with ``tiles`` whole ones of shape ``tile``, than at ``positions`` one by one.
+
+    layers: {(input channels of a group, outputs): how many such convolutions}. False where nothing was measured.
+    """
+    costs = known(device_type)
+    if costs is None or not costs.knows(tile):
+        return False
+    ways = (("conv_tiles", tile, tiles), ("conv_rows", None, positions))
+    whole, rows = (
+        sum(times * costs.seconds(operator, shape, *size, count) for size, times in layers.items())
+        for operator, shape, count in ways
+    )
+    return bool(whole < rows)

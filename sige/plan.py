@@ -5,17 +5,13 @@ A plan is made once an edit, before the first step; every step of the sampler us
 
 import torch
 
-from sige import apsc, masks
+from sige import apsc, block_costs, masks
 from sige.active_set import ActiveSet
 from sige.errors import PolicyError
 from sige.families import halvings, set_kind, tile_side, token_kind
 from sige.pyramid import Pyramid
 from sige.tiling import input_tiles, window_tiles
 from sige.windows import canonical_window, parents, tile_rows, window_rows
-
-# Where convolving whole tiles beats one position at a time on a CPU, measured on two Zen 5 cores: even at 20 to 30 tiles of 8x8, by
-# 15 % and more at 100. Elsewhere it is not known, and what follows a convolution is fused into that of single positions alone.
-_WIDE_TILE, _MANY_TILES = 8, 24
 
 
 class FullPlan:
@@ -45,9 +41,9 @@ class FullPlan:
         return self._everything(height, width, token_kind(self.policy))
 
     def conv_set(self, window, weight=None):
-        """Full set of a convolution's output. ``weight``: the shape of its weight, which a search for block shapes wants to know."""
+        """Full set of a convolution's output. ``weight``: the shape of its weight, by which plans choose how to compute it."""
         self.requests[("conv", window)] = None
-        if weight is not None and self.policy.block == "adaptive":
+        if weight is not None:
             outputs, inputs = weight[:2]
             self._layers[window, inputs, outputs] = number = self._layers.get((window, inputs, outputs), 0) + 1
             self.requests[("layer", window, inputs, outputs, number)] = None
@@ -87,6 +83,7 @@ class Plan:
         self._check_block()
         self._layers = {}
         self._searches = {}
+        self._whole = {}
         self.shape = None  # once prepared: what plans share that run the same programs, see ``sige.replay``
         self.sets = {}  # by (height, width, kind)
         self.made = {}  # (what, geometry, set) -> row numbers, see :meth:`make`
@@ -221,7 +218,8 @@ class Plan:
         """What a convolution reads at ``chosen``: (index, tile) for ``conv_tiles`` where that pays, else (index, None) for
         ``conv_rows``.
 
-        Wide tiles read each input little more than once; small ones, or few, are faster one position at a time.
+        Wide tiles read each input little more than once; small ones, or few, are faster one position at a time: which it is, measured
+        times say, see :mod:`sige.block_costs`.
         """
         plain = window.stride == (1, 1) and window.dilation == (1, 1) and chosen.overhang is None
         if plain and chosen.tile and self._whole_tiles_pay(chosen, window):
@@ -231,12 +229,13 @@ class Plan:
     def _whole_tiles_pay(self, chosen, window):
         if self.policy.whole_tiles != "faster":
             return self.policy.whole_tiles == "always"
-        search = self._search(*window.source_size) if self.policy.block == "adaptive" else None
-        if search is not None and search.measured:
-            return search.whole_tiles(window, len(chosen.tile_index), chosen.count)
-        if self.device.type != "cpu":
-            return False
-        return min(chosen.tile) >= _WIDE_TILE and len(chosen.tile_index) >= _MANY_TILES
+        if (window, chosen) not in self._whole:
+            layers = self._layers.get(window.source_size, {}).get(window, apsc.USUAL)
+            tiles = len(chosen.tile_index)
+            self._whole[window, chosen] = block_costs.whole_tiles_pay(
+                self.device.type, layers, chosen.tile, tiles, chosen.count
+            )
+        return self._whole[window, chosen]
 
     def reads_of(self, chosen, geometry):
         """What an operator other than a convolution reads at ``chosen``: ``geometry.reads(chosen)``, made once. None on a full set."""

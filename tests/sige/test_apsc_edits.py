@@ -47,7 +47,7 @@ class Levels(nn.Module):
 @pytest.fixture
 def costs(monkeypatch):
     """``costs(table)``: what edits search with."""
-    return lambda made: monkeypatch.setattr(sige.block_costs, "table", lambda device_type: made)
+    return lambda made: monkeypatch.setattr(sige.block_costs, "known", lambda device_type: made)
 
 
 def edited(policy, mask, side=32, batch=1):

@@ -106,3 +106,25 @@ def test_shipped_times_are_those_of_a_processor(operator):
     taps = 9 if operator == "conv_rows" else 1
     seconds = float(block_costs.table().seconds(operator, None, 320, 320, 4096))
     assert 1e9 < 2 * taps * 4096 * 320**2 / seconds < 1e13 and math.isfinite(seconds)
+
+
+@pytest.mark.parametrize(
+    "layers, tile, tiles, positions, expected",
+    [
+        pytest.param({(64, 64): 1}, (2, 2), 10, 40, True, id="tiles are faster"),
+        pytest.param({(64, 64): 1}, (2, 2), 100, 40, False, id="rows are faster"),
+        pytest.param({(64, 64): 1}, (4, 4), 10, 160, False, id="a shape that was not measured"),
+    ],
+)
+def test_the_faster_way_by_the_table(monkeypatch, made, layers, tile, tiles, positions, expected):
+    monkeypatch.setattr(block_costs, "known", lambda device_type: made)
+    assert block_costs.whole_tiles_pay("cpu", layers, tile, tiles, positions) is expected
+
+
+def test_without_a_table_one_position_at_a_time():
+    assert block_costs.whole_tiles_pay("cuda", {(64, 64): 1}, (8, 8), 1000, 64000) is False
+
+
+@pytest.mark.parametrize("channels, tiles, whole", [(128, 256, True), (128, 2, False), (1280, 4, False)])
+def test_the_table_that_ships(channels, tiles, whole):
+    assert block_costs.whole_tiles_pay("cpu", {(channels, channels): 1}, (8, 8), tiles, 64 * tiles) is whole

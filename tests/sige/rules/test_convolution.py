@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import sige
-from sige import plan
 
 
 class Net(nn.Module):
@@ -133,10 +132,6 @@ def test_unequal_strides_need_level_geometry(trial):
 @pytest.mark.parametrize("mask", ["full", "wide"])
 @GEOMETRIES
 @pytest.mark.parametrize("make", CASES)
-def test_whole_tiles_equal_one_position_at_a_time(trial, monkeypatch, make, geometry, mask):
-    outputs = []
-    for least in (1, 1 << 30):
-        monkeypatch.setattr(plan, "_WIDE_TILE", least)
-        monkeypatch.setattr(plan, "_MANY_TILES", 1)
-        outputs.append(trial(make, geometry, mask, overhang=False).after)
+def test_whole_tiles_equal_one_position_at_a_time(trial, make, geometry, mask):
+    outputs = [trial(make, geometry, mask, overhang=False, whole_tiles=whole).after for whole in ("always", "never")]
     assert (outputs[0] - outputs[1]).abs().max() < 1e-5
