@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import sige
 from sige.buckets import capacity, filled
 from sige.plan import Plan
 
@@ -88,3 +89,28 @@ def test_what_the_mask_wants_is_computed(small):
 def test_tokens_are_filled_up_too(small):
     one, other = plans(small, rectangle(16, 16, 8, 20), rectangle(16, 16, 12, 16), token_block=2, dilation=0)
     assert one.token_set(32, 32).count == other.token_set(32, 32).count == 4 * 16
+
+
+def rectangles(count):
+    """Masks (1, 256, 256) of random rectangles with sides of 16 to 47 pixels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def number(low, high):
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    for _ in range(count):
+        height, width = number(16, 48), number(16, 48)
+        yield rectangle(number(0, 256 - height), number(0, 256 - width), height, width, side=256)
+
+
+@pytest.mark.parametrize(
+    "bucket, least, most", [pytest.param(None, 0, 10, id="without"), pytest.param(2.0, 160, 200, id="powers of two")]
+)
+def test_how_many_of_200_masks_have_the_shape_of_two_before_them(bucket, least, most):
+    policy, seen, served = dataclasses.replace(sige.policy("incremental"), bucket=bucket), {}, 0
+    for mask in rectangles(200):
+        plan = Plan(mask, policy)
+        shape = tuple(plan.level_set(side, side).count for side in (256, 128, 64, 32, 16))
+        seen[shape] = seen.get(shape, 0) + 1
+        served += seen[shape] > 2
+    assert least <= served <= most
