@@ -46,15 +46,17 @@ class Remembered:
         }
 
     @classmethod
-    def load(cls, folder, model, memory_budget=None, state_folder=None, replay=None):
+    def load(cls, folder, model, memory_budget=None, state_folder=None, replay=None, cuda_graphs=False):
         """The session that was saved in a folder, for the same model. Edits of it give the same bits as edits of the one saved.
 
-        replay: as for ``sige.Session``; None: what the session that was saved had. Steps of a folder that an earlier release wrote are
-        not replayed. StorageError naming the file that is missing, truncated or altered, or the model that is another one.
+        memory_budget, state_folder, cuda_graphs: as for ``sige.Session``, and replay; None: what the session that was saved had. Steps
+        of a folder that an earlier release wrote are not replayed. StorageError naming the file that is missing, truncated or altered,
+        or the model that is another one.
         """
         settings = store.settings_of(folder)
         replay = settings.get("replay", True) if replay is None else replay
-        session = cls(model, settings["policy"], settings["token_grid"], memory_budget, state_folder, replay=replay)
+        tiers = memory_budget, state_folder
+        session = cls(model, settings["policy"], settings["token_grid"], *tiers, replay=replay, cuda_graphs=cuda_graphs)
         session._reopen(folder)
         return session
 

@@ -162,6 +162,13 @@ def test_on_a_cpu_there_are_no_graphs(unet):
         sige.Session(unet, cuda_graphs=True)
 
 
+def test_a_reopened_session_may_have_graphs_too(unet, small, tmp_path):
+    session, _ = session_of(unet, small("incremental"), False)
+    session.save(tmp_path / "saved")
+    with pytest.raises(sige.errors.ModelError, match="needs a model on an NVIDIA GPU"):
+        sige.Session.load(tmp_path / "saved", unet, cuda_graphs=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("name", POLICIES)
 def test_cuda_graphs_give_what_kernels_one_by_one_give(unet, small, name):
