@@ -1,6 +1,7 @@
 """Jobs in worker processes: whatever happens to a worker becomes a row, and the rest goes on."""
 
 import io
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,14 @@ from sige.runs.progress import Progress
 from sige.runs.tracker import NoTracker
 
 COMMAND = [sys.executable, "-m", "fake_worker"]
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C is heard, though a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
