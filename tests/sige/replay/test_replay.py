@@ -124,6 +124,42 @@ def test_edits_of_the_text_are_replayed_with_the_text_they_have(text_unet, small
     assert (steps, same(plain, other)) == (replayed, True)
 
 
+def edit_after_another_text(model, policy, committed, replay):
+    """Outputs of an edit of the image after the text became another one, by a committed edit or in a recording made anew."""
+    generator = torch.Generator().manual_seed(0)
+    x, other, *texts = (torch.randn(1, *size, generator=generator) for size in ((4, 32, 32),) * 2 + ((7, 32),) * 2)
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[4:12, 6:20] = True
+    edited, session = torch.where(mask, other, x), sige.Session(model, policy, replay=replay)
+
+    def steps(image, text):
+        return [model(image, time, encoder_hidden_states=text).sample for time in tensor_times()]
+
+    with session.record():
+        steps(x, texts[0])
+    with session.edit(mask):
+        steps(edited, texts[0])
+    if committed:
+        with session.edit(mask, changed=("encoder_hidden_states",)):
+            steps(x, texts[1])
+        session.commit()
+    else:
+        with session.record():
+            steps(x, texts[1])
+    with session.edit(mask):
+        return steps(edited, texts[1]), session.replayed_steps
+
+
+@pytest.mark.parametrize(
+    "committed, steps", [pytest.param(True, 8, id="committed"), pytest.param(False, 6, id="recorded")]
+)
+@pytest.mark.parametrize("name", ["incremental", "fisedit"])
+def test_a_program_does_not_remember_the_text_that_it_was_traced_with(text_unet, small, name, committed, steps):
+    plain, _ = edit_after_another_text(text_unet, small(name), committed, False)
+    found, replayed = edit_after_another_text(text_unet, small(name), committed, True)
+    assert (replayed, same(plain, found)) == (steps, True)
+
+
 def test_the_effect_reports_replayed_steps_like_others(unet, small, images):
     _, one, _ = steps_of(unet, small("incremental"), images, tensor_times(), replay=False)
     _, other, _ = steps_of(unet, small("incremental"), images, tensor_times())
