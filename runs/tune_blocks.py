@@ -1,4 +1,4 @@
-"""Measure what blocks cost on this machine: ``python -m sige.runs.tune_blocks``. Takes minutes; the machine must be idle.
+"""Measure what blocks cost on this machine: ``python -m sige.runs.tune_blocks``. Takes a minute or two; the machine must be idle.
 
 Writes the table by which convolutions run tile by tile or one position at a time, and with which ``block="adaptive"`` searches, in
 place of the one that ships (``sige/block_costs_cpu.csv``).

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import itertools
+import math
 
 import torch
 
@@ -106,7 +107,7 @@ class Policy:
     def _check_bucket(self):
         if self.bucket is None:
             return
-        if not isinstance(self.bucket, (int, float)) or not self.bucket > 1:
+        if not isinstance(self.bucket, (int, float)) or not 1 < self.bucket < math.inf:
             raise PolicyError(f"policy bucket={self.bucket!r} must be None or a factor above 1, such as 1.25")
         if self.geometry != "level":
             raise PolicyError(f"policy bucket={self.bucket!r} needs geometry='level', not {self.geometry!r}")

@@ -38,7 +38,7 @@ class Session(Remembered):
     replay: from the third step on, steps that call what an earlier one called under a mask of the same shape are carried out from its
         trace, without the model's Python: see ``sige.replay``. Turn it off for a model that keeps count of its calls, or changes
         itself between steps.
-    cuda_graphs: on an NVIDIA GPU, replay each such step as one CUDA graph from its third time on. A policy with ``bucket`` lets masks
+    cuda_graphs: on an NVIDIA GPU, replay each such step as one CUDA graph from its second replay on. With the dial ``bucket`` masks
         of about one size share them. No GPU has run this yet.
 
         session = sige.Session(model)

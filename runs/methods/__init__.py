@@ -30,7 +30,7 @@ class Runner(abc.ABC):
     """A method on a model. Subclasses define ``step`` and may override the rest; ``dense`` marks the baselines.
 
     changed: names of inputs beside the picture that the edit in hand changes, such as the text; the bench sets them.
-    settled_after: steps that it takes until each is like the next, at least.
+    settled_after: steps that it takes before it runs as it will go on to run.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Runner(abc.ABC):
     record_ms: float | None = None
     module: torch.nn.Module = field(default=None, repr=False)
     changed: tuple[str, ...] = ()
-    settled_after: int = 1
+    settled_after: int = 0
 
     def record(self, original: tuple) -> None:
         """Whatever must be computed once on the original (nothing for a dense method)."""

@@ -110,7 +110,7 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
         name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
     )
     runner.module = zoo.module(runner.layout, runner.dtype)
-    runner.settled_after = 4 if graphs else 1  # as it is, traced, replayed, captured
+    runner.settled_after = 4 if graphs else 0  # as it is, traced, replayed, captured
     grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
     runner.budget = options.get("memory_budget")
     runner.session = Session(

@@ -27,7 +27,7 @@ def collect(bench, rounds, warmup, aa_control, protocol, paper_runs, noise_limit
         yield from _one_after_the_other(bench, warmup, paper_runs)
         return
     warm = {
-        method: [bench.step(method).ms for _ in range(max(runner.settled_after, warmup))][-1]
+        method: [bench.step(method).ms for _ in range(max(1, warmup, runner.settled_after))][-1]
         for method, runner in bench.runners.items()
     }
     series = list(bench.runners)
@@ -127,7 +127,7 @@ def _fastest(bench, times, dtype=None):
 def _one_after_the_other(bench, warmup, runs):
     means = {}
     for method, runner in bench.runners.items():
-        for _ in range(max(warmup, runner.settled_after - 1)):
+        for _ in range(max(warmup, runner.settled_after)):
             bench.step(method)
         started = time.perf_counter()
         samples = [bench.step(method).ms for _ in range(runs)]

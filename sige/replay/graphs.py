@@ -37,9 +37,8 @@ class Graphs:
     def __init__(self, capture):
         self._capture = capture
         self._taken = weakref.WeakKeyDictionary()  # program -> the rows of the plan where its graphs read them
-        self._steps = (
-            weakref.WeakKeyDictionary()
-        )  # memory of a step -> {program: graph, or None where it ran without one so far}
+        # memory of a step -> {program: its graph, None where it ran without one so far}
+        self._steps = weakref.WeakKeyDictionary()
         self._refused = False
         self.replayed = 0
 
@@ -51,9 +50,10 @@ class Graphs:
             return program.run(inputs, memory, journal, plan)
         graph = graphs[program]
         if graph is None or not graph.holds(program, inputs, memory):
-            taken = self._taken.setdefault(program, Taken(program.taken(plan)))
+            if program not in self._taken:
+                self._taken[program] = Taken(program.taken(plan))
             try:
-                graph = graphs[program] = Graph(program, inputs, memory, taken, self._capture)
+                graph = graphs[program] = Graph(program, inputs, memory, self._taken[program], self._capture)
             except RuntimeError as error:
                 self._refused = True
                 warnings.warn(
@@ -84,7 +84,8 @@ class Taken:
 
 
 class Graph:
-    """One recorded step under one program."""
+    """One recorded step under one program: of its memory, with ``inputs`` and ``taken`` (a `Taken`) as they lie. RuntimeError where
+    ``capture`` (see :func:`cuda_capture`) cannot capture it; the memory is then as it was."""
 
     def __init__(self, program, inputs, memory, taken, capture):
         self._inputs, self._taken = [x.clone() for x in inputs], taken

@@ -27,9 +27,9 @@ _KEPT = {
 
 
 class Indices:
-    """The names of what a plan holds by now: ``of_set`` and ``of_tensor`` give them by the object's id.
+    """The names of what a plan holds by now.
 
-    tensors: name -> tensor.
+    of_set: id of a set -> its name.   tensors: name -> tensor.
     """
 
     def __init__(self, plan):
@@ -44,7 +44,6 @@ class Indices:
             if id(chosen) in self.of_set:
                 for part, tensor in _parts(made):
                     self.tensors["read", what, geometry, self.of_set[id(chosen)], part] = tensor
-        self.of_tensor = {id(tensor): name for name, tensor in self.tensors.items()}
 
     def _name_set(self, name, made):
         if id(made) in self.of_set:

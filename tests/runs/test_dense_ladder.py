@@ -1,5 +1,7 @@
 """The ladder of dense baselines, whose top needs CUDA graphs, as ours does, and says so where there are none."""
 
+import types
+
 import pytest
 import runner_fakes as fakes
 import torch
@@ -7,6 +9,7 @@ import torch
 from sige.runs.errors import JobFailure
 from sige.runs.jobs import expand
 from sige.runs.methods import dense, session
+from sige.runs.metrics import latency
 from sige.runs.models.zoo import Zoo
 
 GRAPHS = {"runner": "sige.runs.methods.dense", "layout": "channels_last", "compile": True, "mode": "reduce-overhead"}
@@ -40,3 +43,12 @@ def test_the_mode_of_compiling_is_the_configurations(monkeypatch, mode):
 def test_an_experiment_may_time_without_the_ladder(baseline):
     (job,) = expand(fakes.configuration(baseline=baseline), {})
     assert list(job["methods"]) == ["fake"]
+
+
+@pytest.mark.parametrize("settled_after, before", [(0, 1), (4, 4)])
+def test_steps_before_a_method_has_settled_are_not_timed(settled_after, before):
+    runner = types.SimpleNamespace(settled_after=settled_after, dense=False, dtype="float32")
+    steps, bench = [], types.SimpleNamespace(runners={"it": runner}, samples={}, gates={}, tick=lambda: None)
+    bench.step = lambda method: steps.append(method) or types.SimpleNamespace(ms=len(steps))
+    list(latency.collect(bench, 3, 1, False, "paper", 2, 0.1))
+    assert bench.samples["latency_paper_ms"]["it"] == [before + 1, before + 2]

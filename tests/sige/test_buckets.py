@@ -103,14 +103,25 @@ def rectangles(count):
         yield rectangle(number(0, 256 - height), number(0, 256 - width), height, width, side=256)
 
 
+@pytest.fixture(scope="module")
+def counts():
+    """For each bucket the active positions of 200 masks at every level: (200, 5)."""
+    found, masks = {}, list(rectangles(200))
+    for bucket in (None, 2.0):
+        plans = [Plan(mask, dataclasses.replace(sige.policy("incremental"), bucket=bucket)) for mask in masks]
+        found[bucket] = [[plan.level_set(side, side).count for side in (256, 128, 64, 32, 16)] for plan in plans]
+    return found
+
+
 @pytest.mark.parametrize(
     "bucket, least, most", [pytest.param(None, 0, 10, id="without"), pytest.param(2.0, 160, 200, id="powers of two")]
 )
-def test_how_many_of_200_masks_have_the_shape_of_two_before_them(bucket, least, most):
-    policy, seen, served = dataclasses.replace(sige.policy("incremental"), bucket=bucket), {}, 0
-    for mask in rectangles(200):
-        plan = Plan(mask, policy)
-        shape = tuple(plan.level_set(side, side).count for side in (256, 128, 64, 32, 16))
-        seen[shape] = seen.get(shape, 0) + 1
-        served += seen[shape] > 2
-    assert least <= served <= most
+def test_how_many_of_200_masks_have_the_shape_of_two_before_them(counts, bucket, least, most):
+    shapes = [tuple(row) for row in counts[bucket]]
+    assert least <= sum(shapes[:place].count(shape) > 1 for place, shape in enumerate(shapes)) <= most
+
+
+@pytest.mark.parametrize("level, most", enumerate([1.5, 1.6, 2.1, 2.1, 2.9]))
+def test_positions_that_powers_of_two_add(counts, level, most):
+    filled_up, bare = (sum(row[level] for row in counts[bucket]) for bucket in (2.0, None))
+    assert 1 < filled_up / bare < most

@@ -39,6 +39,7 @@ def test_unknown_policy_lists_the_names(unet):
         pytest.param({"block": (4, 2.5)}, "block=.4, 2.5. must be a whole number", id="block fraction"),
         pytest.param({"dilation": -1}, "dilation=-1 must be a whole number of at least 0", id="dilation"),
         pytest.param({"bucket": 1.0}, "bucket=1.0 must be None or a factor above 1", id="bucket"),
+        pytest.param({"bucket": float("inf")}, "bucket=inf must be None or a factor above 1", id="endless bucket"),
         pytest.param({"bucket": 2.0, "geometry": "tile"}, "bucket=2.0 needs geometry='level'", id="bucket of tiles"),
         pytest.param({"dense_above": 1.5}, "dense_above=1.5 must be None or a share", id="dense_above"),
         pytest.param(
