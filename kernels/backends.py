@@ -1,7 +1,8 @@
 """Which backend serves which device.
 
 A backend is a folder with one module for each operator family; modules bear the same names in every backend. `reference` is
-naive and readable and serves as the oracle, on any device; `cpu` is fast; `triton` serves NVIDIA GPUs, `mps` those of Apple.
+naive and readable and serves as the oracle, on any device; `cpu` has compiled products, and `composed` behind them, which makes
+the most of PyTorch's own operators; `triton` serves NVIDIA GPUs, `mps` those of Apple.
 ``SIGE_BACKEND=reference`` in the environment, or ``with backends.forced("reference"):``, sends every call there.
 
 A backend that cannot serve a call raises `Declined` with the reason, before it has written anything: the reason is logged once and
@@ -18,7 +19,7 @@ import os
 
 import torch
 
-BACKENDS = ("reference", "cpu", "triton", "mps")
+BACKENDS = ("reference", "composed", "cpu", "triton", "mps")
 FAMILIES = {
     "gather_rows": "gather",
     "scatter_rows_": "gather",
@@ -36,7 +37,7 @@ FAMILIES = {
 }
 _DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton", "mps": "mps"}
 _PACKAGE = {"triton": "triton"}  # what a backend imports besides torch
-_EXACT = ("reference", "cpu")  # decline nothing: their functions are called as they are
+_EXACT = ("reference", "composed", "cpu")  # decline nothing: their functions are called as they are
 _logger = logging.getLogger(__name__)
 _forced = None
 
@@ -84,7 +85,10 @@ def _refusal(name, device_type):
             "set TRITON_INTERPRET=1 before Python starts, or unset SIGE_BACKEND"
         )
     interpreted = name == "triton" and device_type == "cpu"
-    if name != "reference" and _DEVICE_BACKEND.get(device_type) != name and not interpreted:
+    serves = (
+        name == "reference" or name == _DEVICE_BACKEND.get(device_type) or (name, device_type) == ("composed", "cpu")
+    )
+    if not serves and not interpreted:
         return f"kernel backend {name!r} cannot serve {device_type} tensors: choose 'reference' or unset SIGE_BACKEND"
     return None
 
@@ -144,15 +148,15 @@ def _load(backend, operator):
 _declined = []  # what was said
 
 
-@functools.lru_cache(maxsize=None)
-def _say_once(backend, operator, reason):
-    sentence = f"kernel backend {backend!r} leaves {operator} to 'reference': {reason}"
-    _declined.append(sentence)
-    _logger.warning("%s", sentence)
+def say_once(sentence):
+    """Log what a backend leaves to another, and why; the second time, nothing."""
+    if sentence not in _declined:
+        _declined.append(sentence)
+        _logger.warning("%s", sentence)
 
 
 def declined():
-    """What this process's backends left to `reference` so far, a sentence with the reason each; () where they served every call."""
+    """What this process's backends left to others so far, a sentence with the reason each; () where they served every call."""
     return tuple(_declined)
 
 
@@ -165,7 +169,7 @@ def _backed(backend, operator):
         try:
             return serve(*args)
         except Declined as reason:
-            _say_once(backend, operator, str(reason))
+            say_once(f"kernel backend {backend!r} leaves {operator} to 'reference': {reason}")
         return otherwise(*args)
 
     return call

@@ -5,7 +5,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _matrices = WeakTensorKeyDictionary()
 
 
-def _state(tensor):
+def state(tensor):
     """Changes with a tensor: in place (version), by ``tensor.data = ...`` or ``module.to(dtype)`` (no new version)."""
     return None if tensor.is_inference() else tensor._version, tensor.dtype, tensor.data_ptr()
 
@@ -24,10 +24,10 @@ def matrix(weight):
 
 def _copy(weight):
     found = _matrices.get(weight)
-    state = _state(weight)
-    if found is None or found[0] != state:
+    now = state(weight)
+    if found is None or found[0] != now:
         # The storage is held too: as long as it lives, no other can have its address.
         rows = weight.detach().permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-        found = (state, rows, weight.untyped_storage())
+        found = (now, rows, weight.untyped_storage())
         _matrices[weight] = found
     return found[1]

@@ -6,16 +6,14 @@ to PyTorch's own convolution.
 
 import torch
 import torch.nn.functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from sige.kernels import weights
+from sige.kernels import tap_rows, weights
 from sige.kernels.mps import launch
 
 _ROWS, _OUTPUTS, _DEPTH, _THREADS = 32, 64, 32, 128  # convolution.metal says the same
 _BUSY = 64  # tiles that keep a GPU of 8 to 40 cores at work
 _LEAST_SHARE = 4  # pieces of the depth below which a split costs more than it brings
 _FEW = 16  # channels of a group below which a tile is mostly empty
-_taps = WeakTensorKeyDictionary()
 
 
 def _splits(tiles, depth):
@@ -60,26 +58,14 @@ def _product(source, index, weight, bias, groups, dtype):
     return out
 
 
-def _tap_rows(index, tile, high, wide):
-    """Windows of tiles, ``index`` (T, (h+high-1)*(w+wide-1)), as the rows that each position's taps read.
-
-    tile: (h, w). Returns (T*h*w, high*wide); made once an index.
-    """
-    found = _taps.setdefault(index, {})
-    if (tile, high, wide) not in found:
-        rows, columns = tile
-        windows = index.view(len(index), rows + high - 1, columns + wide - 1)
-        taps = [windows[:, y : y + rows, x : x + columns].reshape(-1) for y in range(high) for x in range(wide)]
-        found[tile, high, wide] = torch.stack(taps, 1)
-    return found[tile, high, wide]
-
-
 def conv_rows(source, index, weight, bias, groups):
     return _product(source, index, weight, bias, groups, weight.dtype)
 
 
 def conv_tiles(source, index, tile, weight, bias, groups):
-    return _product(source, _tap_rows(index, tuple(tile), *weight.shape[2:]), weight, bias, groups, weight.dtype)
+    return _product(
+        source, tap_rows.of_tiles(index, tuple(tile), *weight.shape[2:]), weight, bias, groups, weight.dtype
+    )
 
 
 def conv_map(image, weight, bias, stride, padding, dilation, groups):

@@ -207,8 +207,9 @@ def test_an_activation_without_a_norm(raw):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kernel", [3, 0], ids=["3x3", "linear"])
 @pytest.mark.parametrize("number", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "half", "bfloat"])
-def test_on_the_cpu_the_bits_are_those_of_the_operators_one_by_one(backend, activation, kernel, number):  # noqa: F811
-    with backends.forced("cpu"):
+@pytest.mark.parametrize("name", ["composed", "cpu"])
+def test_on_the_cpu_the_bits_are_those_of_the_operators_one_by_one(backend, name, activation, kernel, number):  # noqa: F811
+    with backends.forced(name):
         case = Case(number, "ragged", (24, 32, kernel, 1), {"vectors", "residual", "norm", "target"}, activation)
         given = case.given
         made = (

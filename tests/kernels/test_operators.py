@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sige  # noqa: F401
 from sige.kernels import backends, ops
-from sige.kernels.cpu import convolution
+from sige.kernels.composed import convolution
+from sige.kernels.cpu import library, product
 
 
 def random(*shape, seed=0):
@@ -34,8 +35,16 @@ def test_chunks_equal_one_piece(case, monkeypatch, groups):
     monkeypatch.setattr(torch, "index_select", lambda *args: calls.append(args) or select(*args))
     monkeypatch.setattr(convolution, "CHUNK_BYTES", 1)
     monkeypatch.setattr(convolution, "ONE_CHUNK_BYTES", 1)
-    pieces = ops.conv_rows(source, index.clone(), weight, bias[:30], groups)
+    with backends.forced("composed"):
+        pieces = ops.conv_rows(source, index.clone(), weight, bias[:30], groups)
     assert (len(calls), torch.allclose(pieces, whole, rtol=1e-5, atol=1e-4)) == (5, True)
+
+
+# Backends that keep weights in an order of their own, and whether this machine lets them.
+PACKING = [
+    ("composed", convolution, convolution.prepacking),
+    ("cpu", product, lambda: library.library() is not None),
+]
 
 
 def linear_is_exact(weight):
@@ -92,12 +101,14 @@ def test_changed_weights_are_packed_again(exact, sides, change):
     assert (before, exact(weight)) == (True, True)
 
 
-def test_packed_weights_are_let_go_with_their_weight():
-    before, weight = convolution.packed_bytes(), random(64, 128)
-    ops.linear_rows(random(50, 128), weight, None)
-    held = convolution.packed_bytes()
+@pytest.mark.parametrize("backend, module, there", PACKING, ids=[backend for backend, *_ in PACKING])
+def test_packed_weights_are_let_go_with_their_weight(backend, module, there):
+    before, weight = module.packed_bytes(), random(64, 128)
+    with backends.forced(backend):
+        ops.linear_rows(random(50, 128), weight, None)
+    held = module.packed_bytes()
     del weight
-    assert (held - before, convolution.packed_bytes()) == (64 * 128 * 4 if convolution.prepacking() else 0, before)
+    assert (held - before, module.packed_bytes()) == (64 * 128 * 4 if there() else 0, before)
 
 
 def test_every_operator_is_in_every_backend():
@@ -140,7 +151,7 @@ def test_device_without_kernels_runs_the_reference(monkeypatch):
     assert backends.active("xpu") == "reference"
 
 
-UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, cpu, triton, mps$"
+UNKNOWN = "^unknown kernel backend 'cudnn': choose one of reference, composed, cpu, triton, mps$"
 
 
 def test_unknown_backend_in_the_environment(monkeypatch):

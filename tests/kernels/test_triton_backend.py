@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("fresh_choice")
 def fresh_choice(monkeypatch):
     """Nothing forced, nothing remembered of what was found or said before."""
     monkeypatch.delenv("SIGE_BACKEND", raising=False)
-    remembering = (backends.missing, backends._own, backends._say_once)
+    remembering = (backends.missing, backends._own)
     for function in remembering:
         function.cache_clear()
     monkeypatch.setattr(backends, "_declined", [])

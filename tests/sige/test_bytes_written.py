@@ -2,8 +2,7 @@
 one dense pass.
 
 The full network runs on meta tensors: every operator of PyTorch and of ours reports what it would allocate, inside the edit's
-set-up too. What a backend needs within one of our operators (the CPU's buffers of gathered taps, which stay in its cache) is looked
-at on a network of a quarter of the channels, with values.
+set-up too. What a backend needs within one of our operators (buffers of gathered taps, which stay in the cache) is looked at on a network of a quarter of the channels, with values.
 """
 
 import collections
@@ -16,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 import sige
 from sige.datasets import registry
-from sige.kernels import ops
-from sige.kernels.cpu import convolution
+from sige.kernels import backends, ops
+from sige.kernels.composed import convolution as composed
+from sige.kernels.cpu import library
 
 MIB = 1 << 20
 MOST = 0.10
@@ -168,17 +168,32 @@ def test_the_papers_policy_beside_the_maps_of_its_dense_levels(counted):
 
 @pytest.fixture(scope="module")
 def on_values():
-    """The counts inside the CPU's backend: nobody listens, so that operators hand over to it before they reach the dispatcher."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_listening", lambda: 0)
-        return Counted("incremental", "brush-1.2", "cpu", narrower=4)
+    """``on_values(backend)``: the counts inside a backend for CPUs, made once. Nobody listens, so that operators hand over to it before
+    they reach the dispatcher."""
+    made = {}
+
+    def get(backend):
+        if backend not in made:
+            with pytest.MonkeyPatch.context() as patch, backends.forced(backend):
+                patch.setattr(ops, "_listening", lambda: 0)
+                made[backend] = Counted("incremental", "brush-1.2", "cpu", narrower=4)
+        return made[backend]
+
+    return get
 
 
-def test_buffers_within_the_cpu_backend_stay_in_its_cache(on_values):
+def test_buffers_of_gathered_taps_stay_in_the_cache(on_values):
     whole = 32 * 256 * 256 * 4
-    assert on_values.again.largest <= min(convolution.ONE_CHUNK_BYTES, whole)
+    assert on_values("composed").again.largest <= min(composed.ONE_CHUNK_BYTES, whole)
 
 
-def test_the_cpu_backend_writes_a_tenth_beside_its_gathered_taps(on_values):
-    taps = on_values.again.by_operator["index_select"]
-    assert (on_values.again.total - taps) / on_values.dense.total <= MOST + 0.02
+def test_composed_products_write_a_tenth_beside_their_gathered_taps(on_values):
+    counts = on_values("composed")
+    taps = counts.again.by_operator["index_select"]
+    assert (counts.again.total - taps) / counts.dense.total <= MOST + 0.02
+
+
+@pytest.mark.skipif(library.library() is None, reason="the compiled kernels cannot be built here")
+def test_compiled_products_gather_no_taps(on_values):
+    counts = on_values("cpu")
+    assert counts.again.total / counts.dense.total <= MOST + 0.02

@@ -1,0 +1,115 @@
+"""The compiled kernels of the CPU: built once on a machine, kept in the user's cache folder, and why not where they cannot be.
+
+Building needs GCC's C++ compiler (``CXX``, or ``g++``, on Linux) and takes a few seconds. The file's name is a digest of the source,
+the compiler, its options and the CPU's features, so that a folder shared by several machines serves each its own.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from sige.kernels import backends
+
+SOURCE = Path(__file__).with_name("rows.cpp")
+_COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
+_SECONDS = 300  # after which a compiler is given up
+_ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+
+class Unbuilt(Exception):
+    """Why there are no compiled kernels, in a few words."""
+
+
+def folder():
+    """Where built libraries are kept: ``sige/kernels`` in ``XDG_CACHE_HOME``, or else in ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sige" / "kernels"
+
+
+def compiler():
+    """Path of the C++ compiler. Unbuilt where there is none."""
+    if platform.system() != "Linux":
+        raise Unbuilt(f"compiled kernels are built on Linux, not on {platform.system()}")
+    name = os.environ.get("CXX") or "g++"
+    found = shutil.which(name)
+    if found is None:
+        raise Unbuilt(
+            f"there is no C++ compiler {name!r}: install g++, or name one in CXX, for kernels 1.3 to 2 times as fast"
+        )
+    return found
+
+
+def _run(*command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unbuilt(f"{command[0]} did not run: {error}") from error
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise Unbuilt(f"{command[0]} failed on {SOURCE.name}: {last}")
+    return done.stdout
+
+
+def _features():
+    """What sets this CPU apart for a compiler."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _build(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made, library = Path(scratch, "rows.o"), Path(scratch, path.name)
+        _run(compiler(), *_COMPILE, str(SOURCE), "-o", str(made))
+        # Linked without OpenMP: a second copy of its threads beside PyTorch's would be in their way.
+        _run(compiler(), "-shared", str(made), "-o", str(library))
+        os.replace(library, path)  # another process may do the same at the same time
+
+
+def _open(path):
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # such as a PyTorch whose OpenMP is another
+        raise Unbuilt(f"the compiled kernels cannot be loaded: {error}") from error
+    library.panel_width.restype = library.vector_width.restype = _NUMBER
+    library.conv_rows.argtypes = (
+        (_ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _NUMBER) + (_ADDRESS,) * 6 + (_NUMBER,)
+    )
+    library.conv_narrow.argtypes = (
+        (_ADDRESS,) + (_NUMBER,) * 4 + (_ADDRESS,) + (_NUMBER,) * 3 + (_ADDRESS,) * 2 + (_NUMBER,)
+    )
+    library.conv_rows.restype = library.conv_narrow.restype = None
+    return library
+
+
+def _made():
+    version = _run(compiler(), "--version")
+    told = "\0".join((SOURCE.read_text(), version, *_COMPILE, _features()))
+    path = folder() / f"rows-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    if path.is_file():
+        return _open(path)
+    try:
+        _build(path)
+        return _open(path)
+    except OSError:  # no place there, or none to write to
+        with tempfile.TemporaryDirectory() as elsewhere:  # a library that is loaded needs its file no more
+            _build(Path(elsewhere, path.name))
+            return _open(Path(elsewhere, path.name))
+
+
+@functools.lru_cache(maxsize=None)
+def library():
+    """The compiled kernels, built where they were not yet; None where they cannot be, with the reason said once."""
+    try:
+        return _made()
+    except Unbuilt as reason:
+        backends.say_once(f"kernel backend 'cpu' composes its products of PyTorch's operators: {reason}")
+        return None

@@ -1,0 +1,101 @@
+"""Products of rows and weights by the compiled kernels: which calls they serve, and the weights as they read them."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sige.kernels.cpu.library import library
+from sige.kernels.weights import state
+
+_held = WeakTensorKeyDictionary()
+
+
+@functools.lru_cache(maxsize=None)
+def _zeros(channels):
+    return torch.zeros(channels)
+
+
+def packed_bytes():
+    """Bytes held by rearranged copies of weights, over all live weights."""
+    return sum(packed.nbytes for held in _held.values() for _, packed, _ in held.values())
+
+
+def _in_panels(matrix):
+    """A matrix (K, lanes) in panels (K, width) of lanes, one after the other, the last one filled up with zeros: to one vector where
+    that holds what is left."""
+    wide, lanes, count = library().panel_width(), library().vector_width(), matrix.shape[1]
+    whole, rest = count // wide * wide, count % wide
+    parts = [matrix[:, :whole].unflatten(1, (-1, wide)).transpose(0, 1).reshape(-1)]
+    if rest:
+        parts.append(F.pad(matrix[:, whole:], (0, (lanes if rest <= lanes else wide) - rest)).reshape(-1))
+    return torch.cat(parts)
+
+
+def _panels(weight, arranged):
+    """``arranged`` (K, lanes), a view of the weight as a matrix, in panels. Made once for each state of the weight."""
+    held = _held.setdefault(weight, {})
+    found = held.get(arranged)
+    if found is None or found[0] != state(weight):
+        # The storage is held too: as long as it lives, no other can have its address.
+        found = (state(weight), _in_panels(arranged(weight.detach())), weight.untyped_storage())
+        held[arranged] = found
+    return found[1]
+
+
+def _by_output(weight):
+    """A weight (O, C, kh, kw) or (O, C) as (kh*kw*C, O), taps major."""
+    return weight.permute(2, 3, 1, 0).reshape(-1, len(weight)) if weight.dim() == 4 else weight.t()
+
+
+def _by_tap(weight):
+    """A weight (O, C, kh, kw) as (C, kh*kw*O): all taps' outputs side by side."""
+    return weight.permute(1, 2, 3, 0).flatten(1)
+
+
+def _address(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
+def served(groups, *tensors):
+    """Whether the compiled kernels are there and serve a product of these tensors (None are left out)."""
+    return (
+        groups == 1
+        and all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+        and library() is not None
+    )
+
+
+def product(source, index, weight, bias, count, vector=None, residual=None, sample=None):
+    """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None, plus
+    ``bias``, ``vector`` and ``residual`` as `sige.kernels.ops.conv_rows_fused` adds them. All numbers are float32."""
+    out = source.new_empty(count, len(weight))
+    if count == 0:
+        return out
+    # Named, so that what had to be copied lives as long as the call.
+    given = [
+        None if tensor is None else tensor.contiguous() for tensor in (source, index, bias, vector, sample, residual)
+    ]
+    source, index, *added = given
+    taps, channels = 1 if index is None else index.shape[1], source.shape[1]
+    packed, zeros = _panels(weight, _by_output), _zeros(channels)
+    library().conv_rows(
+        source.data_ptr(), _address(index), count, taps, channels, packed.data_ptr(), len(weight),
+        *map(_address, added), zeros.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def narrow_map(image, weight, bias):
+    """A convolution to a few channels, such as a U-Net's last, whose output is as large as its input: ``image`` (B, C, H, W),
+    channels-last, in float32. Each line's products with all taps are made once, then shifted and added."""
+    batch, channels, height, width = image.shape
+    outputs, _, high, wide = weight.shape
+    out = image.new_empty(batch, height, width, outputs)
+    packed, bias = _panels(weight, _by_tap), None if bias is None else bias.contiguous()
+    library().conv_narrow(
+        image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, _address(bias), out.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out.permute(0, 3, 1, 2)

@@ -1,0 +1,176 @@
+"""The compiled kernels of the CPU: built once, kept, and done without where they cannot be built."""
+
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sige.kernels import backends, ops
+from sige.kernels.cpu import library, product
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def can_be_built():
+    try:
+        library.compiler()
+    except library.Unbuilt:
+        return False
+    return True
+
+
+built = pytest.mark.skipif(not can_be_built(), reason="there is no C++ compiler, or this is not Linux")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder; nothing is remembered of a library that was built or said to be missing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(backends, "_declined", [])
+    library.library.cache_clear()
+    yield tmp_path / "sige" / "kernels"
+    library.library.cache_clear()
+
+
+def an_edit():
+    """conv_rows on some of a map's rows, and what it should be."""
+    source, weight = random(30, 24), random(40, 24, 1, 1, seed=1)
+    index = torch.tensor([[3], [-1], [29]])
+    exact = F.linear(torch.cat([source, torch.zeros(1, 24)])[index.flatten()], weight.flatten(1))
+    return ops.conv_rows(source, index, weight, None), exact
+
+
+@built
+def test_it_is_built_into_the_cache_folder_and_nothing_else_is_left_there(cache):
+    got, exact = an_edit()
+    files = [path.suffix for path in cache.iterdir()]
+    assert (files, torch.allclose(got, exact, atol=1e-5), backends.declined()) == ([".so"], True, ())
+
+
+@built
+def test_it_is_built_once(cache, monkeypatch):
+    library.library()
+    library.library.cache_clear()
+    monkeypatch.setattr(library, "_build", None)
+    assert library.library() is not None
+
+
+@built
+def test_another_compiler_option_makes_another_library(cache, monkeypatch):
+    library.library()
+    library.library.cache_clear()
+    monkeypatch.setattr(library, "_COMPILE", (*library._COMPILE, "-DANOTHER"))
+    library.library()
+    assert len(list(cache.iterdir())) == 2
+
+
+@built
+def test_where_the_cache_folder_cannot_be_written_it_is_built_elsewhere(cache, tmp_path):
+    (tmp_path / "sige").write_text("a file in the folder's place")
+    assert library.library() is not None
+
+
+CANNOT = {
+    "no compiler": ({"CXX": "no-such-compiler"}, "there is no C++ compiler 'no-such-compiler'"),
+    "a compiler that fails": ({"CXX": "false"}, "false failed on rows.cpp: no message"),
+}
+
+
+@pytest.mark.parametrize("environment, reason", CANNOT.values(), ids=CANNOT)
+def test_without_it_products_are_composed_and_the_reason_is_said_once(cache, monkeypatch, caplog, environment, reason):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(library.platform, "system", lambda: "Linux")
+    results = [an_edit() for _ in range(3)]
+    said = [record.getMessage() for record in caplog.records]
+    assert all(torch.allclose(*result, atol=1e-5) for result in results)
+    assert (len(said), reason in said[0], list(backends.declined())) == (1, True, said)
+
+
+def test_it_is_not_built_on_a_mac(monkeypatch):
+    monkeypatch.setattr(library.platform, "system", lambda: "Darwin")
+    with pytest.raises(library.Unbuilt, match="on Linux, not on Darwin"):
+        library.compiler()
+
+
+@built
+def test_a_library_that_cannot_be_loaded_is_a_reason(tmp_path):
+    (tmp_path / "rows.so").write_text("not a library")
+    with pytest.raises(library.Unbuilt, match="cannot be loaded"):
+        library._open(tmp_path / "rows.so")
+
+
+@built
+def test_threads_are_those_of_pytorch():
+    """Linked to no OpenMP of its own: there would be two pools of threads, each waiting while the other works."""
+    path = next(library.folder().glob("*.so"))
+    needed = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
+    assert "omp" not in needed
+
+
+@pytest.fixture
+def compiled():
+    if library.library() is None:
+        pytest.skip("the compiled kernels cannot be built here")
+
+
+# Of results: none, fewer than a block holds, one block and a bit, several chunks. Of outputs: a lane, a vector and a bit, one panel,
+# three and a bit. Of input channels: one, a burst and a bit, more than are summed at a time.
+COUNTS, OUTPUTS, CHANNELS = (0, 1, 5, 13, 1700), (1, 17, 32, 103), (1, 19, 1030)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_products_of_every_shape(compiled, count, outputs, channels):
+    source, weight, bias = random(50, channels), random(outputs, channels, 2, 1, seed=1), random(outputs, seed=2)
+    index = torch.randint(-1, 50, (count, 2), generator=torch.Generator().manual_seed(3))
+    taps = torch.cat([source, torch.zeros(1, channels)])[index].double()
+    exact = torch.einsum("ntc,oct->no", taps, weight[..., 0].double()) + bias
+    got = product.product(source, index, weight, bias, count)
+    assert got.shape == exact.shape
+    assert torch.allclose(got.double(), exact, atol=2e-5 * channels**0.5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_no_bit(compiled, threads):
+    source, weight, index = random(60, 40), random(70, 40, 3, 3, seed=1), torch.randint(-1, 60, (90, 9))
+    once = product.product(source, index, weight, None, 90)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        again = product.product(source, index, weight, None, 90)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(once, again)
+
+
+NARROW = {
+    "three outputs": (1, 40, 33, 24, 3, (3, 3)),
+    "one output": (2, 17, 9, 16, 1, (3, 3)),
+    "four outputs, two panels of taps": (1, 9, 20, 30, 4, (3, 3)),
+    "fifteen outputs": (1, 8, 8, 16, 15, (3, 3)),
+    "five by three": (2, 11, 12, 16, 2, (5, 3)),
+    "smaller than the kernel": (1, 2, 1, 16, 3, (3, 3)),
+}
+
+
+@pytest.mark.parametrize("batch, height, width, channels, outputs, kernel", NARROW.values(), ids=NARROW)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_a_whole_map_to_a_few_channels(compiled, biased, batch, height, width, channels, outputs, kernel):
+    image = random(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+    weight, bias = random(outputs, channels, *kernel, seed=1), random(outputs, seed=2) if biased else None
+    padding = tuple(side // 2 for side in kernel)
+    exact = F.conv2d(image.double(), weight.double(), None if bias is None else bias.double(), padding=padding)
+    assert torch.allclose(product.narrow_map(image, weight, bias).double(), exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride, padding, dilation", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 0, 1)])
+def test_a_map_of_a_few_positions(compiled, stride, padding, dilation):
+    image, weight, bias = random(2, 20, 7, 5), random(40, 20, 3, 3, seed=1), random(40, seed=2)
+    pairs = (stride, stride), (padding, padding), (dilation, dilation)
+    got = ops.conv_map(image, weight, bias, *pairs)
+    assert torch.allclose(got, F.conv2d(image, weight, bias, *pairs), atol=1e-4)
