@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sige.kernels import backends
 
-SOURCE = Path(__file__).with_name("rows.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("rows.cpp", "statistics.cpp"))
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
 _SECONDS = 300  # after which a compiler is given up
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
@@ -51,7 +51,7 @@ def _run(*command):
         raise Unbuilt(f"{command[0]} did not run: {error}") from error
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise Unbuilt(f"{command[0]} failed on {SOURCE.name}: {last}")
+        raise Unbuilt(f"{command[0]} failed: {last}")
     return done.stdout
 
 
@@ -67,10 +67,11 @@ def _features():
 def _build(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made, library = Path(scratch, "rows.o"), Path(scratch, path.name)
-        _run(compiler(), *_COMPILE, str(SOURCE), "-o", str(made))
+        objects, library = [Path(scratch, source.stem + ".o") for source in SOURCES], Path(scratch, path.name)
+        for source, made in zip(SOURCES, objects):
+            _run(compiler(), *_COMPILE, str(source), "-o", str(made))
         # Linked without OpenMP: a second copy of its threads beside PyTorch's would be in their way.
-        _run(compiler(), "-shared", str(made), "-o", str(library))
+        _run(compiler(), "-shared", *map(str, objects), "-o", str(library))
         os.replace(library, path)  # another process may do the same at the same time
 
 
@@ -86,14 +87,17 @@ def _open(path):
     library.conv_narrow.argtypes = (
         (_ADDRESS,) + (_NUMBER,) * 4 + (_ADDRESS,) + (_NUMBER,) * 3 + (_ADDRESS,) * 2 + (_NUMBER,)
     )
-    library.conv_rows.restype = library.conv_narrow.restype = None
+    library.update_statistics.argtypes = (
+        (_ADDRESS,) + (_NUMBER,) * 4 + (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 4 + (ctypes.c_double,) * 2 + (_ADDRESS,) * 3 + (_NUMBER,)
+    )
+    library.conv_rows.restype = library.conv_narrow.restype = library.update_statistics.restype = None
     return library
 
 
 def _made():
     version = _run(compiler(), "--version")
-    told = "\0".join((SOURCE.read_text(), version, *_COMPILE, _features()))
-    path = folder() / f"rows-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    told = "\0".join((*(source.read_text() for source in SOURCES), version, *_COMPILE, _features()))
+    path = folder() / f"cpu-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if path.is_file():
         return _open(path)
     try:

@@ -75,7 +75,7 @@ def test_where_the_cache_folder_cannot_be_written_it_is_built_elsewhere(cache, t
 
 CANNOT = {
     "no compiler": ({"CXX": "no-such-compiler"}, "there is no C++ compiler 'no-such-compiler'"),
-    "a compiler that fails": ({"CXX": "false"}, "false failed on rows.cpp: no message"),
+    "a compiler that fails": ({"CXX": "false"}, "false failed: no message"),
 }
 
 

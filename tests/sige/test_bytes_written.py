@@ -2,7 +2,8 @@
 one dense pass.
 
 The full network runs on meta tensors: every operator of PyTorch and of ours reports what it would allocate, inside the edit's
-set-up too. What a backend needs within one of our operators (buffers of gathered taps, which stay in the cache) is looked at on a network of a quarter of the channels, with values.
+set-up too. What a backend needs within one of our operators (buffers of gathered taps, which stay in the cache) is looked at on a
+network of a quarter of the channels, with values.
 """
 
 import collections

@@ -1,0 +1,79 @@
+// Statistics of a group norm after an edit, in one pass over the rows of the touched tiles. What `kernels/cpu/library.py` calls.
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+constexpr int64_t WORTH_SHARING = 64 * 1024;  // values above which threads are woken
+
+struct Rows {
+    const float* values;  // (tiles * positions, channels)
+    int64_t tiles, positions, channels, groups;
+};
+
+// Sums over one tile: of x - centre by group, then of its square. `apart` has room for two sums a channel.
+void tile_sums(const Rows& rows, int64_t tile, const double* centre, float* sums, std::vector<float>& apart) {
+    const int64_t channels = rows.channels, width = channels / rows.groups;
+    float *first = apart.data(), *second = first + channels, *middle = second + channels;
+    for (int64_t c = 0; c < channels; c++) {
+        first[c] = second[c] = 0;
+        middle[c] = static_cast<float>(centre[c / width]);
+    }
+    for (int64_t p = 0; p < rows.positions; p++) {
+        const float* row = rows.values + (tile * rows.positions + p) * channels;
+        for (int64_t c = 0; c < channels; c++) {
+            const float value = row[c] - middle[c];
+            first[c] += value;
+            second[c] += value * value;
+        }
+    }
+    for (int64_t g = 0; g < rows.groups; g++) {
+        double one = 0, two = 0;
+        for (int64_t c = g * width; c < (g + 1) * width; c++) one += first[c], two += second[c];
+        sums[g] = static_cast<float>(one);
+        sums[rows.groups + g] = static_cast<float>(two);
+    }
+}
+
+}  // namespace
+
+// As `sige.kernels.ops.update_statistics_`: `sums` (., 2 * groups) is brought up to date at `tile_index` (tiles,); `old`
+// (tiles, 2 * groups), `totals` (batch, 2 * groups), which holds the old ones, `scale` and `shift` (batch, channels) are written.
+extern "C" void update_statistics(const float* values, int64_t tiles, int64_t positions, int64_t channels, int64_t groups, float* sums,
+                                  const int64_t* tile_index, const double* centre, int64_t batch, double* totals,
+                                  const int64_t* sample, const float* weight, const float* bias, double map_values, double eps,
+                                  float* old, float* scale, float* shift, int64_t threads) {
+    const Rows rows{values, tiles, positions, channels, groups};
+    const int64_t both = 2 * groups, width = channels / groups;
+    std::vector<float> fresh(tiles * both);
+#pragma omp parallel num_threads(threads) if (tiles * positions * channels > WORTH_SHARING)
+    {
+        std::vector<float> apart(3 * channels);
+#pragma omp for schedule(static)
+        for (int64_t tile = 0; tile < tiles; tile++)
+            tile_sums(rows, tile, centre + (sample ? sample[tile] : 0) * groups, fresh.data() + tile * both, apart);
+    }
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        float *kept = sums + tile_index[tile] * both, *before = old + tile * both, *now = fresh.data() + tile * both;
+        double* total = totals + (sample ? sample[tile] : 0) * both;
+        for (int64_t i = 0; i < both; i++) {
+            before[i] = kept[i];
+            total[i] += static_cast<double>(now[i]) - before[i];
+            kept[i] = now[i];
+        }
+    }
+    for (int64_t b = 0; b < batch; b++) {
+        for (int64_t g = 0; g < groups; g++) {
+            const double first = totals[b * both + g] / map_values, second = totals[b * both + groups + g] / map_values;
+            const double variance = second - first * first, mean = first + centre[b * groups + g];
+            const double root = 1 / std::sqrt((variance > 0 ? variance : 0) + eps);
+            for (int64_t c = g * width; c < (g + 1) * width; c++) {
+                const double factor = weight ? root * weight[c] : root;
+                scale[b * channels + c] = static_cast<float>(factor);
+                shift[b * channels + c] = static_cast<float>((bias ? bias[c] : 0) - mean * factor);
+            }
+        }
+    }
+}
