@@ -124,6 +124,17 @@ def active(device_type="cpu"):
     return name
 
 
+def gathers(device_type):
+    """Whether products on a device multiply taps that were gathered in memory, fewer of them for whole tiles than for as many single
+    positions; else each row is read where it lies, and tiles save nothing. The meta device stands for a CPU with compiled kernels."""
+    name = "cpu" if device_type == "meta" else active(device_type)
+    if name == "cpu" and device_type != "meta":
+        from sige.kernels.cpu.library import library  # which reports here what it lacks
+
+        return library() is None
+    return name in ("reference", "composed")
+
+
 def widest(device_type):
     """The widest numbers that ``device_type``'s kernels compute with: float64, or float32 on Apple's GPUs, which have no other."""
     return torch.float32 if device_type == "mps" or active(device_type) == "mps" else torch.float64

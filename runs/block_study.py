@@ -147,7 +147,7 @@ def main(arguments=None):
     except MissingSample as error:
         print(error, file=sys.stderr)
         return 1
-    found = rows(mask, block_costs.table("cpu"), layers())
+    found = rows(mask, block_costs.read("composed"), layers())
     schema.write_atomically({chosen.output: found.to_csv(index=False).encode()})
     print(f"{len(found)} rows -> {chosen.output}")
     return 0

@@ -1,7 +1,7 @@
 """Measure what blocks cost on this machine: ``python -m sige.runs.tune_blocks``. Takes a minute or two; the machine must be idle.
 
 Writes the table by which convolutions run tile by tile or one position at a time, and with which ``block="adaptive"`` searches, in
-place of the one that ships (``sige/block_costs_cpu.csv``).
+place of the one that ships (``sige/block_costs_cpu.csv``, or with ``SIGE_BACKEND=composed`` ``sige/block_costs_composed.csv``).
 """
 
 import argparse
@@ -169,7 +169,7 @@ def main(arguments=None):
         return 2
     others = quiet.Others()
     rows = measure(chosen.device, chosen.samples, say=lambda text: print(text, flush=True))
-    target = chosen.output or block_costs.path(chosen.device)
+    target = chosen.output or block_costs.path(block_costs.priced(chosen.device))
     try:
         write(target, rows, origin(chosen.device, chosen.samples, others.share()))
     except UserError as error:

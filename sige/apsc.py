@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sige import block_costs, masks
+from sige.kernels import backends
 from sige.policies import Policy
 from sige.tiling import output_tile
 from sige.windows import canonical_window
@@ -160,6 +161,8 @@ def search(mask, policy, device_type, layers=None):
     objective = OBJECTIVES.get(policy.block_objective)
     if objective is None:
         unknown = {canonical_window(*mask.shape[1:]): USUAL}
-        objective = MeasuredTime(block_costs.table(device_type), layers or unknown, policy.whole_tiles)
+        single = policy.whole_tiles == "faster" and not backends.gathers(device_type)
+        whole = "never" if single else policy.whole_tiles
+        objective = MeasuredTime(block_costs.table(device_type), layers or unknown, whole)
     shapes = fitting(policy.block_shapes(), *mask.shape[1:], dividing=policy.whole_tiles == "always")
     return Search(objective, choose(mask, objective, shapes))

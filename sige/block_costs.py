@@ -1,7 +1,7 @@
 """What blocks cost: seconds of the row operators by tile shape, count and channels, as measured on one machine.
 
-A table is a CSV beside this file, one a device type: ``block_costs_cpu.csv``. Its first lines, which begin with #, say where the
-numbers come from. ``python -m sige.runs.tune_blocks`` measures it anew.
+A table is a CSV beside this file: ``block_costs_cpu.csv`` for a device type, ``block_costs_composed.csv`` for a CPU without compiled
+kernels. Its first lines, which begin with #, say where the numbers come from. ``python -m sige.runs.tune_blocks`` measures it anew.
 """
 
 import csv
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sige.errors import PolicyError
+from sige.kernels import backends
 
 COLUMNS = ("operator", "rows", "columns", "channels", "count", "seconds")
 OPERATORS = ("conv_tiles", "conv_rows", "linear_rows", "around")
@@ -88,15 +89,27 @@ def _along(curve, places):
     return np.interp(places, known, times) + np.maximum(places - known[-1], 0)
 
 
-def path(device_type):
-    """Where the table of a device type stands; on the meta device, which computes nothing, the CPU's prices hold."""
-    return Path(__file__).parent / f"block_costs_{'cpu' if device_type == 'meta' else device_type}.csv"
+def path(name):
+    """Where the table of a device type, or of ``composed`` products on a CPU, stands."""
+    return Path(__file__).parent / f"block_costs_{name}.csv"
 
 
 @functools.lru_cache(maxsize=None)
+def read(name):
+    """The table of a device type, or of ``composed`` products on a CPU; None where none was measured."""
+    return CostTable.read(path(name)) if path(name).is_file() else None
+
+
+def priced(device_type):
+    """Whose prices hold on a device now; on the meta device, which computes nothing, those of a CPU with compiled kernels."""
+    if device_type not in ("cpu", "meta"):
+        return device_type
+    return "composed" if backends.gathers(device_type) else "cpu"
+
+
 def known(device_type="cpu"):
     """The table of a device type, None where none was measured."""
-    return CostTable.read(path(device_type)) if path(device_type).is_file() else None
+    return read(priced(device_type))
 
 
 def table(device_type="cpu"):
@@ -113,10 +126,11 @@ def table(device_type="cpu"):
 def whole_tiles_pay(device_type, layers, tile, tiles, positions):
     """Whether convolutions are faster tile by tile, with ``tiles`` whole ones of shape ``tile``, than at ``positions`` one by one.
 
-    layers: {(input channels of a group, outputs): how many such convolutions}. False where nothing was measured.
+    layers: {(input channels of a group, outputs): how many such convolutions}. False where nothing was measured, and where no taps are
+    gathered: tiles save nothing there, and what follows them is fused with single positions only.
     """
     costs = known(device_type)
-    if costs is None or not costs.knows(tile):
+    if costs is None or not costs.knows(tile) or not backends.gathers(device_type):
         return False
     ways = (("conv_tiles", tile, tiles), ("conv_rows", None, positions))
     whole, rows = (

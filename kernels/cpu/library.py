@@ -88,7 +88,14 @@ def _open(path):
         (_ADDRESS,) + (_NUMBER,) * 4 + (_ADDRESS,) + (_NUMBER,) * 3 + (_ADDRESS,) * 2 + (_NUMBER,)
     )
     library.update_statistics.argtypes = (
-        (_ADDRESS,) + (_NUMBER,) * 4 + (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 4 + (ctypes.c_double,) * 2 + (_ADDRESS,) * 3 + (_NUMBER,)
+        (_ADDRESS,)
+        + (_NUMBER,) * 4
+        + (_ADDRESS,) * 3
+        + (_NUMBER,)
+        + (_ADDRESS,) * 4
+        + (ctypes.c_double,) * 2
+        + (_ADDRESS,) * 3
+        + (_NUMBER,)
     )
     library.conv_rows.restype = library.conv_narrow.restype = library.update_statistics.restype = None
     return library

@@ -12,7 +12,7 @@ import sige
 from sige.apsc import OBJECTIVES, SHAPES, choose
 from sige.block_costs import CostTable
 from sige.errors import PolicyError
-from sige.kernels import ops
+from sige.kernels import backends, ops
 from sige.plan import Plan
 
 ADAPTIVE = sige.Policy(name="apsc", geometry="tile", block="adaptive", min_resolution=4, norm="dense")
@@ -46,8 +46,9 @@ class Levels(nn.Module):
 
 @pytest.fixture
 def costs(monkeypatch):
-    """``costs(table)``: what edits search with."""
-    return lambda made: monkeypatch.setattr(sige.block_costs, "known", lambda device_type: made)
+    """``costs(table)``: what edits search with, on a backend that gathers taps."""
+    with backends.forced("composed"):
+        yield lambda made: monkeypatch.setattr(sige.block_costs, "known", lambda device_type: made)
 
 
 def edited(policy, mask, side=32, batch=1):

@@ -8,6 +8,8 @@ import pytest
 from sige import block_costs
 from sige.block_costs import CostTable
 from sige.errors import PolicyError
+from sige.kernels import backends
+from sige.kernels.cpu import library
 
 HEAD = "# made up\noperator,rows,columns,channels,count,seconds\n"
 LINES = """conv_tiles,2,2,64,1,1e-5
@@ -80,31 +82,47 @@ def test_a_device_that_was_not_measured_says_how_to():
         block_costs.table("abacus")
 
 
-def test_the_meta_device_has_the_prices_of_a_cpu():
-    assert block_costs.path("meta") == block_costs.path("cpu")
+@pytest.mark.parametrize("backend", ["cpu", "composed"])
+def test_the_meta_device_has_the_prices_of_compiled_kernels(backend):
+    with backends.forced(backend):
+        assert block_costs.priced("meta") == "cpu"
+
+
+@pytest.mark.parametrize("backend, expected", [("composed", "composed"), ("reference", "composed"), ("cpu", "cpu")])
+def test_the_prices_are_those_of_the_products_that_run(backend, expected):
+    if backend == "cpu" and library.library() is None:
+        pytest.skip("the compiled kernels cannot be built here")
+    with backends.forced(backend):
+        assert block_costs.priced("cpu") == expected
 
 
 # -- the table that ships --
 
 
-def test_every_shape_ships():
+SHIPPED = pytest.mark.parametrize("name", ["cpu", "composed"])
+
+
+@SHIPPED
+def test_every_shape_ships(name):
     from sige.apsc import SHAPES
 
-    assert set(SHAPES) <= set(block_costs.table().shapes())
+    assert set(SHAPES) <= set(block_costs.read(name).shapes())
 
 
 @pytest.mark.parametrize(
     "says", ["made by python -m sige.runs.tune_blocks", "machine: ", "threads", "torch ", "least of"]
 )
-def test_the_shipped_table_says_where_it_comes_from(says):
-    assert says in " ".join(block_costs.table().about)
+@SHIPPED
+def test_the_shipped_table_says_where_it_comes_from(name, says):
+    assert says in " ".join(block_costs.read(name).about)
 
 
 @pytest.mark.parametrize("operator", ["conv_rows", "linear_rows"])
-def test_shipped_times_are_those_of_a_processor(operator):
+@SHIPPED
+def test_shipped_times_are_those_of_a_processor(name, operator):
     """Between 1 GFLOP/s and 10 TFLOP/s for a large product."""
     taps = 9 if operator == "conv_rows" else 1
-    seconds = float(block_costs.table().seconds(operator, None, 320, 320, 4096))
+    seconds = float(block_costs.read(name).seconds(operator, None, 320, 320, 4096))
     assert 1e9 < 2 * taps * 4096 * 320**2 / seconds < 1e13 and math.isfinite(seconds)
 
 
@@ -118,7 +136,13 @@ def test_shipped_times_are_those_of_a_processor(operator):
 )
 def test_the_faster_way_by_the_table(monkeypatch, made, layers, tile, tiles, positions, expected):
     monkeypatch.setattr(block_costs, "known", lambda device_type: made)
-    assert block_costs.whole_tiles_pay("cpu", layers, tile, tiles, positions) is expected
+    with backends.forced("composed"):
+        assert block_costs.whole_tiles_pay("cpu", layers, tile, tiles, positions) is expected
+
+
+def test_tiles_never_pay_where_no_taps_are_gathered(monkeypatch, made):
+    monkeypatch.setattr(block_costs, "known", lambda device_type: made)
+    assert block_costs.whole_tiles_pay("meta", {(64, 64): 1}, (2, 2), 10, 40) is False
 
 
 def test_without_a_table_one_position_at_a_time():
@@ -126,5 +150,6 @@ def test_without_a_table_one_position_at_a_time():
 
 
 @pytest.mark.parametrize("channels, tiles, whole", [(128, 256, True), (128, 2, False), (1280, 4, False)])
-def test_the_table_that_ships(channels, tiles, whole):
-    assert block_costs.whole_tiles_pay("cpu", {(channels, channels): 1}, (8, 8), tiles, 64 * tiles) is whole
+def test_the_table_that_ships_for_gathered_taps(channels, tiles, whole):
+    with backends.forced("composed"):
+        assert block_costs.whole_tiles_pay("cpu", {(channels, channels): 1}, (8, 8), tiles, 64 * tiles) is whole
