@@ -30,12 +30,12 @@ _library.define(
 _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
 _library.define(
-    "activate_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample, str activation, float slope, Tensor(a!)? target, "
+    "activate_rows(Tensor rows, Tensor? scale, Tensor? shift, Tensor? sample, str activation, float slope, Tensor(a!)? target, "
     "Tensor? positions) -> Tensor"
 )
 # For compilers, which take a result and a tensor that may be written for two results, and fail where nothing is written.
 _library.define(
-    "activate_rows.unwritten(Tensor rows, Tensor scale, Tensor shift, Tensor? sample, str activation, float slope) -> Tensor"
+    "activate_rows.unwritten(Tensor rows, Tensor? scale, Tensor? shift, Tensor? sample, str activation, float slope) -> Tensor"
 )
 _library.define(
     "conv_rows_fused(Tensor source, Tensor? index, Tensor weight, Tensor? bias, int groups, int count, Tensor? vector, "
@@ -248,8 +248,8 @@ def affine_rows(rows, scale, shift, sample=None):
     return _call("affine_rows", rows, scale, shift, sample)
 
 
-def activate_rows(rows, scale, shift, sample=None, activation="none", slope=0.0, target=None, positions=None):
-    """`affine_rows`, an activation, and where ``target`` is given `exchange_rows_`, in one.
+def activate_rows(rows, scale=None, shift=None, sample=None, activation="none", slope=0.0, target=None, positions=None):
+    """`affine_rows` where ``scale`` and ``shift`` are given, an activation, and with ``target`` `exchange_rows_`, in one.
 
     ``activation`` is one of ``sige.kernels.activations.ACTIVATIONS``; ``slope`` is that of ``leaky_relu``. Returns the activated rows
     (n, C); with ``target`` (N, C) they are written there at distinct ``positions`` (n,), and what was there is returned. Raises

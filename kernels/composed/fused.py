@@ -10,7 +10,8 @@ from sige.kernels.composed.normalization import affine_rows
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
-    rows = apply_(affine_rows(rows, scale, shift, sample), activation, slope)
+    rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
+    rows = apply_(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
 
 
@@ -24,11 +25,6 @@ def conv_rows_fused(
         made.add_(vector if len(vector) == 1 else vector.index_select(0, sample))
     if residual is not None:
         made.add_(residual)
-    return finish(made, sample, scale, shift, activation, slope, target, positions, raw)
-
-
-def finish(made, sample, scale, shift, activation, slope, target, positions, raw):
-    """What `conv_rows_fused` gives for raw rows ``made``, which may be written over where they are not wanted."""
     empty = made.new_empty(0, made.shape[1])
     second = empty
     if scale is not None:

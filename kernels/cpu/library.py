@@ -16,10 +16,18 @@ from pathlib import Path
 
 from sige.kernels import backends
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("rows.cpp", "statistics.cpp"))
+HEADERS, SOURCES = (sorted(Path(__file__).parent.glob(pattern)) for pattern in ("*.h", "*.cpp"))
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
 _SECONDS = 300  # after which a compiler is given up
-_ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+_LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
+_ARGUMENTS = {  # p: a tensor's address, or None; n: a whole number; f, d: floats
+    "conv_rows": "ppnnnpnpppppppnfpppppn",
+    "conv_narrow": "pnnnnpnnnppn",
+    "activate_rows": "pnnpppnfpppn",
+    "update_statistics": "pnnnnpppnppppddpppn",
+    "panel_width": "",
+    "vector_width": "",
+}
 
 
 class Unbuilt(Exception):
@@ -80,30 +88,16 @@ def _open(path):
         library = ctypes.CDLL(str(path))
     except OSError as error:  # such as a PyTorch whose OpenMP is another
         raise Unbuilt(f"the compiled kernels cannot be loaded: {error}") from error
-    library.panel_width.restype = library.vector_width.restype = _NUMBER
-    library.conv_rows.argtypes = (
-        (_ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _NUMBER) + (_ADDRESS,) * 6 + (_NUMBER,)
-    )
-    library.conv_narrow.argtypes = (
-        (_ADDRESS,) + (_NUMBER,) * 4 + (_ADDRESS,) + (_NUMBER,) * 3 + (_ADDRESS,) * 2 + (_NUMBER,)
-    )
-    library.update_statistics.argtypes = (
-        (_ADDRESS,)
-        + (_NUMBER,) * 4
-        + (_ADDRESS,) * 3
-        + (_NUMBER,)
-        + (_ADDRESS,) * 4
-        + (ctypes.c_double,) * 2
-        + (_ADDRESS,) * 3
-        + (_NUMBER,)
-    )
-    library.conv_rows.restype = library.conv_narrow.restype = library.update_statistics.restype = None
+    for name, letters in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes = [_LETTERS[letter] for letter in letters]
+        function.restype = None if letters else ctypes.c_int64
     return library
 
 
 def _made():
     version = _run(compiler(), "--version")
-    told = "\0".join((*(source.read_text() for source in SOURCES), version, *_COMPILE, _features()))
+    told = "\0".join((*(source.read_text() for source in (*HEADERS, *SOURCES)), version, *_COMPILE, _features()))
     path = folder() / f"cpu-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if path.is_file():
         return _open(path)
@@ -124,3 +118,8 @@ def library():
     except Unbuilt as reason:
         backends.say_once(f"kernel backend 'cpu' composes its products of PyTorch's operators: {reason}")
         return None
+
+
+def address(tensor):
+    """Where a tensor's numbers begin, for a call; None for None."""
+    return None if tensor is None else tensor.data_ptr()

@@ -1,25 +1,27 @@
-"""Affine map on a CPU: PyTorch's operators at their best, see `composed`. Statistics: one compiled pass where it serves them."""
+"""Affine map, and statistics of an edited map, on a CPU: one compiled pass over the rows each."""
 
 import torch
 
 from sige.kernels.composed import normalization as composed
-from sige.kernels.composed.normalization import affine_rows  # noqa: F401
-from sige.kernels.cpu.library import library
+from sige.kernels.cpu.fused import activate_rows
+from sige.kernels.cpu.library import address, library
+from sige.kernels.cpu.product import served
 
 
-def _served(rows, sums, centre, totals, weight, bias):
-    numbers = all(tensor is None or tensor.dtype == torch.float32 for tensor in (rows, sums, weight, bias))
-    totalled = centre.dtype == totals.dtype == torch.float64
-    return numbers and totalled and rows.is_contiguous() and sums.is_contiguous() and library() is not None
+def affine_rows(rows, scale, shift, sample):
+    if not served(1, rows, scale, shift):
+        return composed.affine_rows(rows, scale, shift, sample)
+    return activate_rows(rows, scale, shift, sample, "none", 0.0, None, None)
 
 
-def _address(tensor):
-    return None if tensor is None else tensor.data_ptr()
+def _summed(rows, sums, centre, totals):
+    plain = sums.dtype == torch.float32 and rows.is_contiguous() and sums.is_contiguous()
+    return plain and centre.dtype == totals.dtype == torch.float64
 
 
 def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
     given = rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps
-    if not _served(rows, sums, centre, totals, weight, bias):
+    if not served(1, rows, weight, bias) or not _summed(rows, sums, centre, totals):
         return composed.update_statistics_(*given)
     tiles, channels, batch = tile_index.shape[0], rows.shape[1], centre.shape[0]
     # Named, so that what had to be copied lives as long as the call.
@@ -30,8 +32,8 @@ def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, b
     old = sums.new_empty(tiles, sums.shape[1])
     scale, shift = rows.new_empty(batch, channels), rows.new_empty(batch, channels)
     library().update_statistics(
-        rows.data_ptr(), tiles, rows.shape[0] // max(tiles, 1), channels, groups, sums.data_ptr(), tile_index.data_ptr(),
-        centre.data_ptr(), batch, totals.data_ptr(), *map(_address, picks), float(map_values), eps, old.data_ptr(),
-        scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(),
+        address(rows), tiles, rows.shape[0] // max(tiles, 1), channels, groups, address(sums), address(tile_index),
+        address(centre), batch, address(totals), *map(address, picks), float(map_values), eps, address(old),
+        address(scale), address(shift), torch.get_num_threads(),
     )  # fmt: skip
     return old, totals, scale, shift

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sige.kernels.cpu.library import library
+from sige.kernels.activations import ACTIVATIONS
+from sige.kernels.cpu.library import address, library
 from sige.kernels.weights import state
 
 _held = WeakTensorKeyDictionary()
@@ -54,10 +55,6 @@ def _by_tap(weight):
     return weight.permute(1, 2, 3, 0).flatten(1)
 
 
-def _address(tensor):
-    return None if tensor is None else tensor.data_ptr()
-
-
 def served(groups, *tensors):
     """Whether the compiled kernels are there and serve a product of these tensors (None are left out)."""
     return (
@@ -67,24 +64,36 @@ def served(groups, *tensors):
     )
 
 
-def product(source, index, weight, bias, count, vector=None, residual=None, sample=None):
-    """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None, plus
-    ``bias``, ``vector`` and ``residual`` as `sige.kernels.ops.conv_rows_fused` adds them. All numbers are float32."""
-    out = source.new_empty(count, len(weight))
+def product(source, index, weight, bias, count):
+    """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None. All
+    numbers are float32."""
+    return finished_product(source, index, weight, bias, count)[0]
+
+
+def finished_product(
+    source, index, weight, bias, count, vector=None, residual=None, sample=None, scale=None, shift=None, activation="none",
+    slope=0.0, target=None, positions=None, raw=True,
+):  # fmt: skip
+    """What `sige.kernels.ops.conv_rows_fused` gives, None in place of empty results."""
+    shape, device = (count, len(weight)), source.device
+    out = torch.empty(shape, device=device) if raw else None
+    wanted = target is not None or scale is not None or activation != "none"
+    second = torch.empty(shape, device=device) if wanted else None
     if count == 0:
-        return out
+        return out, second
+    picks = sample if vector is not None and len(vector) > 1 else None
+    given = source, index, bias, vector, picks, residual, scale, shift, sample, positions
     # Named, so that what had to be copied lives as long as the call.
-    given = [
-        None if tensor is None else tensor.contiguous() for tensor in (source, index, bias, vector, sample, residual)
-    ]
-    source, index, *added = given
+    given = [None if tensor is None else tensor.contiguous() for tensor in given]
+    source, index, bias, vector, picks, residual, scale, shift, sample, positions = given
     taps, channels = 1 if index is None else index.shape[1], source.shape[1]
     packed, zeros = _panels(weight, _by_output), _zeros(channels)
     library().conv_rows(
-        source.data_ptr(), _address(index), count, taps, channels, packed.data_ptr(), len(weight),
-        *map(_address, added), zeros.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+        address(source), address(index), count, taps, channels, address(packed), len(weight), address(bias), address(vector),
+        address(picks), address(residual), address(scale), address(shift), address(sample), ACTIVATIONS.index(activation), slope,
+        address(target), address(positions), address(zeros), address(out), address(second), torch.get_num_threads(),
     )  # fmt: skip
-    return out
+    return out, second
 
 
 def narrow_map(image, weight, bias):
@@ -95,7 +104,7 @@ def narrow_map(image, weight, bias):
     out = image.new_empty(batch, height, width, outputs)
     packed, bias = _panels(weight, _by_tap), None if bias is None else bias.contiguous()
     library().conv_narrow(
-        image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, _address(bias), out.data_ptr(),
+        image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, address(bias), out.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)

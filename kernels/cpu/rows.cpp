@@ -8,25 +8,18 @@
 // Threads are those of PyTorch's OpenMP, whose symbols this library finds in the process: it is linked without one of its own.
 // What `kernels/cpu/library.py` calls stands at the end of this file.
 
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "vectors.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, HIGH = 12;  // 24 of 32 registers hold sums
-#elif defined(__AVX2__)
-constexpr int LANES = 8, HIGH = 6;  // 12 of 16
-#else
-constexpr int LANES = 4, HIGH = 8;  // 16 of 32, as on ARM
-#endif
+// Rows of a block, two vectors of each: sums in 24 of 32 registers, 12 of 16, 16 of 32.
+constexpr int HIGH = LANES == 16 ? 12 : LANES == 8 ? 6 : 8;
 constexpr int WIDE = 2 * LANES;               // outputs of a whole panel
 constexpr int64_t DEPTH = 1024;               // products that are summed at a time, in whole taps
 constexpr int64_t BURST = 16, LINE = 16;      // channels between two looks ahead; floats of a cache line
 constexpr int64_t CHUNK = 128;                // blocks of rows that one thread takes at a time
-
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
 struct Task {
     const float* source;    // (N, channels)
@@ -39,7 +32,9 @@ struct Task {
     const int64_t* sample;  // (count,) row of `vector` that each row takes; null: the first
     const float* residual;  // (count, outputs) or null
     const float* zeros;     // (channels,)
-    float* out;             // (count, outputs)
+    float* raw;             // (count, outputs) or null: the sums with all that is added to them
+    After after;            // what becomes of them besides
+    float* partial;         // (count, outputs): where sums over some of the taps wait; one of those that are written at the end
 };
 
 // One panel: its weights, where its outputs begin, and how many of its lanes are outputs.
@@ -54,34 +49,45 @@ struct Ahead {
     int64_t share;
 };
 
-// What is added to the sums of one row, in the order in which the operators one by one would add it.
-template <typename Value>
-inline Value finished(const Task& task, Value sum, int64_t row, int64_t column) {
-    auto at = [](const float* from) { return *reinterpret_cast<const Value*>(from); };
-    if (task.bias) sum += at(task.bias + column);
-    if (task.vector) sum += at(task.vector + (task.sample ? task.sample[row] : 0) * task.outputs + column);
-    if (task.residual) sum += at(task.residual + row * task.outputs + column);
-    return sum;
+// Where the input lies that a row reads at a tap.
+inline const float* input(const Task& task, int64_t row, int64_t tap) {
+    const int64_t at = task.index ? task.index[row * task.taps + tap] : row;
+    return at < 0 ? task.zeros : task.source + at * task.channels;
+}
+
+// What is added to `lanes` sums of one row, in the order in which the operators one by one would add it, and where they go.
+inline void end(const Task& task, Vector sum, int64_t row, int64_t column, int64_t lanes) {
+    const int64_t place = row * task.outputs + column;
+    if (task.bias) sum += load(task.bias + column, lanes);
+    if (task.vector) sum += load(task.vector + (task.sample ? task.sample[row] : 0) * task.outputs + column, lanes);
+    if (task.residual) sum += load(task.residual + place, lanes);
+    if (task.raw) store(task.raw + place, sum, lanes);
+    if (task.after.second) finish(task.after, sum, row, column, task.outputs, lanes);
 }
 
 // `rows` results from `row` on, `columns` vectors wide, over the taps [tap, last), added to what the taps before gave.
 template <int rows, int columns>
 void block(const Task& task, const Panel& panel, Ahead ahead, int64_t row, int64_t tap, int64_t last) {
     constexpr int wide = columns * LANES;
-    float* out = task.out + row * task.outputs + panel.first;
     Vector sums[rows][columns] = {};
     const float* weights = panel.weights + tap * task.channels * wide;
+    // Remembered maps lie in main memory: the rows below are fetched with the first panels, those to be written before they are.
+    const bool fresh = panel.first < 2 * WIDE && row + 2 * rows <= task.count;
+    for (int r = 0; last == task.taps && task.after.target && r < rows; r++)
+        for (int v = 0; v < columns; v++)
+            __builtin_prefetch(task.after.target + task.after.positions[row + r] * task.outputs + panel.first + v * LANES, 1, 3);
     for (int64_t t = tap; t < last; t++) {
-        const float* from[rows];
-        for (int r = 0; r < rows; r++) {
-            const int64_t at = task.index ? task.index[(row + r) * task.taps + t] : row + r;
-            from[r] = at < 0 ? task.zeros : task.source + at * task.channels;
-        }
-        for (int64_t begin = 0, end; begin < task.channels; begin = end) {
-            end = begin + BURST < task.channels ? begin + BURST : task.channels;
+        const float *from[rows], *below[rows];
+        for (int r = 0; r < rows; r++) from[r] = input(task, row + r, t);
+        for (int r = 0; fresh && r < rows; r++) below[r] = input(task, row + rows + r, t);
+        for (int64_t begin = 0, until; begin < task.channels; begin = until) {
+            until = begin + BURST < task.channels ? begin + BURST : task.channels;
             for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
             ahead.floats += ahead.share;
-            for (int64_t c = begin; c < end; c++) {
+            if (fresh)
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++) __builtin_prefetch(below[r] + begin, 0, 3);
+            for (int64_t c = begin; c < until; c++) {
                 Vector weight[columns];
                 for (int v = 0; v < columns; v++) weight[v] = *reinterpret_cast<const Vector*>(weights + v * LANES);
                 weights += wide;
@@ -94,20 +100,15 @@ void block(const Task& task, const Panel& panel, Ahead ahead, int64_t row, int64
             }
         }
     }
-    const bool whole = panel.lanes == wide, begins = tap == 0, ends = last == task.taps;
-    float edge[wide];  // of the last panel, which is filled up
     for (int r = 0; r < rows; r++) {
-        float* to = out + r * task.outputs;
         for (int v = 0; v < columns; v++) {
-            Vector sum = sums[r][v];
-            Vector& place = *reinterpret_cast<Vector*>((whole ? to : edge) + v * LANES);
-            if (whole && !begins) sum += place;
-            if (whole && ends) sum = finished<Vector>(task, sum, row + r, panel.first + v * LANES);
-            place = sum;
-        }
-        for (int64_t lane = 0; !whole && lane < panel.lanes; lane++) {
-            const float sum = begins ? edge[lane] : edge[lane] + to[lane];
-            to[lane] = ends ? finished<float>(task, sum, row + r, panel.first + lane) : sum;
+            const int64_t column = panel.first + v * LANES, lanes = panel.lanes - v * LANES;
+            float* waiting = task.partial + (row + r) * task.outputs + column;
+            const Vector sum = tap > 0 ? sums[r][v] + load(waiting, lanes) : sums[r][v];
+            if (last < task.taps)
+                store(waiting, sum, lanes);
+            else
+                end(task, sum, row + r, column, lanes);
         }
     }
 }
@@ -159,7 +160,7 @@ struct Narrow {
 void line_products(const Narrow& narrow, int64_t y, float* products) {
     const int64_t lanes = narrow.lanes;
     const Task task{narrow.image + y * narrow.width * narrow.channels, nullptr, narrow.width, 1, narrow.channels,
-                    narrow.panels, lanes, nullptr, nullptr, nullptr, nullptr, nullptr, products};
+                    narrow.panels, lanes, nullptr, nullptr, nullptr, nullptr, nullptr, products, After{}, products};
     for (int64_t row = 0; row < narrow.width; row += HIGH) {
         const int64_t rows = narrow.width - row < HIGH ? narrow.width - row : HIGH;
         for (int64_t first = 0; first < lanes; first += WIDE) {
@@ -216,9 +217,12 @@ int64_t panel_width() { return WIDE; }
 int64_t vector_width() { return LANES; }
 
 void conv_rows(const float* source, const int64_t* index, int64_t count, int64_t taps, int64_t channels, const float* panels,
-               int64_t outputs, const float* bias, const float* vector, const int64_t* sample, const float* residual,
-               const float* zeros, float* out, int64_t threads) {
-    const Task task{source, index, count, taps, channels, panels, outputs, bias, vector, sample, residual, zeros, out};
+               int64_t outputs, const float* bias, const float* vector, const int64_t* vector_sample, const float* residual,
+               const float* scale, const float* shift, const int64_t* sample, int64_t activation, float slope, float* target,
+               const int64_t* positions, const float* zeros, float* raw, float* second, int64_t threads) {
+    const After after{scale, shift, sample, activation, slope, target, positions, second};
+    const Task task{source, index, count, taps, channels, panels, outputs, bias, vector, vector_sample, residual, zeros, raw, after,
+                    raw ? raw : second};
     const int64_t wide = (outputs + WIDE - 1) / WIDE, blocks = (count + HIGH - 1) / HIGH;
     // A few items for each thread, so that none waits long for another, and no more rows in one than keep its input in the cache.
     int64_t chunks = (blocks + CHUNK - 1) / CHUNK;

@@ -9,7 +9,8 @@ from sige.kernels.mps.normalization import affine_rows
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
-    rows = apply_(affine_rows(rows, scale, shift, sample), activation, slope)
+    rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
+    rows = apply_(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
 
 

@@ -14,7 +14,8 @@ def _activated(values, activation, slope):
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
-    rows = _activated(affine_rows(rows, scale, shift, sample), activation, slope)
+    rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
+    rows = _activated(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
 
 

@@ -47,6 +47,8 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
     arguments = _after(
         count, width, rows.dtype, rows.device, None, None, sample, scale, shift, activation, slope, target, positions
     )
+    if arguments["second"] is None:  # nothing to do
+        return rows.clone()
     columns = min(triton.next_power_of_2(width), 256)
     lines = max(1, min(_BLOCK // columns, triton.next_power_of_2(max(count, 1))))
     arguments.update(rows=rows, n=count, rows_row=rows.stride(0), rows_column=rows.stride(1))

@@ -1,7 +1,7 @@
 """Fewer operators for a traced step: what follows a convolution or a norm's map goes into the operator that makes the rows.
 
-    conv_rows or linear_rows [-> first rows] [-> + vector] [-> + residual] [-> affine_rows] [-> activation] [-> exchange_rows_]
-    affine_rows [-> activation] [-> exchange_rows_]
+    conv_rows or linear_rows [-> first rows] [-> + vector] [-> + residual] [-> affine_rows] [-> activate_rows] [-> exchange_rows_]
+    affine_rows or activate_rows [-> activate_rows] [-> exchange_rows_]
 
 become one operator each, ``conv_rows_fused`` and ``activate_rows``. The fused operator stands in the place of the last of those that it
 stands for, where all that it takes is known. It may stand there when nothing in between needs what only it makes, or writes to what it
@@ -14,7 +14,6 @@ from sige.replay.sharing import arguments, results, shared, straightened, writte
 from sige.replay.tracer import Look, Ref, references
 
 _aten, _sige = torch.ops.aten, torch.ops.sige
-_PLAIN = (_aten.silu.default, _aten.relu.default, _aten.leaky_relu.default, _aten.gelu.default)
 
 
 def fuse(calls, looks, at_end):
@@ -107,16 +106,20 @@ class _Fusion:
         return chain
 
 
+def _is_activation(call):
+    """Whether a call is an activation alone, of rows."""
+    return call[0] is _sige.activate_rows.default and call[1][1] is None and call[1][6] is None
+
+
 def _activation(fusion, chain):
-    place = fusion.only_user(chain.result)
-    if place is None or chain.raw is None or fusion.calls[place][0] not in _PLAIN:
+    made = chain.raw is not None  # else of the rows themselves, which others may need too
+    places = [place for place in fusion.users.get(chain.result, ()) if _is_activation(fusion.calls[place])]
+    if len(places) != 1 or made and fusion.only_user(chain.result) is None:
         return None
-    func, args, kwargs, (result,) = fusion.calls[place]
-    if func is _aten.gelu.default and {**kwargs}.get("approximate", "none") != "none":
-        return None
-    chain.activation = func._schema.name.removeprefix("aten::")
-    chain.slope = float((args[1:] or (0.01,))[0]) if chain.activation == "leaky_relu" else 0.0
-    chain.places.append(place)
+    _, args, _, (result,) = fusion.calls[places[0]]
+    chain.activation, chain.slope = args[4:6]
+    chain.places.append(places[0])
+    chain.raw = chain.raw if made else chain.result
     chain.result = result
     return chain
 
@@ -159,16 +162,20 @@ def _exchange(fusion, chain):
 
 
 class _Affine:
-    """Chains that begin with a norm's map."""
+    """Chains that begin with a norm's map or an activation."""
 
     @staticmethod
     def at(fusion, place):
         call = fusion.calls[place]
-        if call[0] is not _sige.affine_rows.default:
+        alone = _is_activation(call)
+        if call[0] is not _sige.affine_rows.default and not alone:
             return None
         chain = _Chain(place, call[3][0])
         chain.raw = chain.rows = call[1][0]
         chain.scale, chain.shift, chain.sample = call[1][1:4]
+        if alone:
+            chain.activation, chain.slope = call[1][4:6]
+            return fusion.grown(chain, _exchange)
         return fusion.grown(chain, _activation, _exchange)
 
     @staticmethod

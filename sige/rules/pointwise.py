@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor, rows_at
+from sige.kernels import ops
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.rules.sequence import common_set
@@ -41,7 +42,20 @@ def unary(forward, func, x, *args, **kwargs):
         x.rows, x.source = rows, None
         return x
     kwargs.pop("memory_format", None)
-    return x.with_rows(func(x.rows, *args, **kwargs))
+    named = _named_activation(func, *args, **kwargs)
+    if named is None or x.rows.dim() != 2 or not x.rows.is_floating_point():
+        return x.with_rows(func(x.rows, *args, **kwargs))
+    activation, slope = named
+    return x.with_rows(ops.activate_rows(x.rows, activation=activation, slope=slope))
+
+
+def _named_activation(func, *args, **kwargs):
+    """(name, slope) of a function among ``sige.kernels.activations.ACTIVATIONS``, which is called with these settings; or None."""
+    if func is F.leaky_relu and len(args) + len(kwargs) <= 1 and not kwargs.keys() - {"negative_slope"}:
+        return "leaky_relu", float((*args, *kwargs.values(), 0.01)[0])
+    plain = {F.silu: "silu", F.relu: "relu", F.gelu: "gelu", torch.relu: "relu", T.relu: "relu"}.get(func)
+    exact = not kwargs or (func is F.gelu and kwargs == {"approximate": "none"})
+    return (plain, 0.0) if plain and exact and not args else None
 
 
 @rule(torch.clone, T.clone, T.contiguous, T.detach, torch.detach)

@@ -1,10 +1,13 @@
 """Which operators of a traced step become one, and which must not."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sige.kernels import ops
+from sige.kernels.activations import ACTIVATIONS
 from sige.replay.fusion import fuse
 from sige.replay.tracer import Tracer
 
@@ -19,6 +22,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+silu = functools.partial(ops.activate_rows, activation="silu")
 INDEX = torch.arange(-1, 35).view(4, 9)
 PLACES = torch.tensor([4, 0, 7])
 TENSORS = {
@@ -73,9 +77,12 @@ def heads(rows):
         pytest.param(lambda g: g.conv() + g.table[g.sample], id="vector a sample"),
         pytest.param(lambda g: g.residual + g.conv(), id="residual, on the left"),
         pytest.param(lambda g: g.conv() + g.vector + g.residual, id="vector and residual"),
-        pytest.param(lambda g: F.silu(g.affine(g.conv())), id="norm and activation"),
+        pytest.param(lambda g: silu(g.affine(g.conv())), id="norm and activation"),
         pytest.param(lambda g: into_map(g, g.conv()), id="into a map"),
-        pytest.param(lambda g: into_map(g, F.gelu(g.affine(g.conv() + g.vector + g.residual))), id="all, into a map"),
+        pytest.param(lambda g: into_map(g, silu(g.affine(g.conv() + g.vector + g.residual))), id="all, into a map"),
+        pytest.param(lambda g: silu(g.conv()), id="activation alone"),
+        pytest.param(lambda g: into_map(g, silu(g.conv())), id="activation, into a map"),
+        pytest.param(lambda g: (lambda rows: (rows, silu(rows)))(g.conv()), id="activation, the rows wanted too"),
         pytest.param(lambda g: ops.linear_rows(g.residual, g.square, None) + g.residual, id="linear layer"),
         pytest.param(lambda g: into_map(g, heads(g.conv()).view(3, 16)), id="heads taken apart and put together"),
     ],
@@ -96,7 +103,9 @@ def test_views_that_nobody_needs_are_left_out(last, expected):
 
 
 @pytest.mark.parametrize(
-    "activation", [F.silu, F.relu, F.gelu, lambda rows: F.leaky_relu(rows, 0.2)], ids=["silu", "relu", "gelu", "leaky"]
+    "activation",
+    [functools.partial(ops.activate_rows, activation=name, slope=0.2) for name in ACTIVATIONS[1:]],
+    ids=ACTIVATIONS[1:],
 )
 def test_an_activation_goes_into_the_norms_map(activation):
     assert names(lambda g: into_map(g, activation(g.affine(g.residual)))) == ["activate_rows"]
@@ -106,7 +115,7 @@ def statistics_first(given):
     """A norm whose shift depends on the rows, as an incremental one does."""
     rows = given.conv()
     shift = ops.update_statistics_(rows, given.sums, PLACES, given.scale, given.totals, groups=16, map_values=9)[3]
-    return F.silu(ops.affine_rows(rows, given.scale, shift, None))
+    return silu(ops.affine_rows(rows, given.scale, shift, None))
 
 
 def changed_source(given):
@@ -119,7 +128,7 @@ def changed_residual(given):
     residual = given.residual
     rows = given.conv() + residual
     residual.mul_(2)
-    return F.silu(given.affine(rows))
+    return silu(given.affine(rows))
 
 
 def read_before(given):
@@ -130,7 +139,7 @@ def read_before(given):
 
 
 def used_twice(given):
-    rows = F.silu(given.affine(given.residual))
+    rows = silu(given.affine(given.residual))
     return into_map(given, rows), rows.tanh()
 
 
