@@ -8,7 +8,7 @@ import torch
 from sige.kernels.activations import ACTIVATIONS, apply_
 from sige.kernels.composed import fused as composed
 from sige.kernels.composed.gather import exchange_rows_
-from sige.kernels.cpu.library import address, library
+from sige.kernels.cpu.library import address, library, plain
 from sige.kernels.cpu.product import finished_product, served
 
 
@@ -22,16 +22,16 @@ def _apart(target, *read):
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
-    given = rows, scale, shift, sample, activation, slope, target, positions
-    if not served(1, rows, scale, shift) or not _apart(target, rows):
-        return composed.activate_rows(*given)
-    if activation == "gelu":
-        made = apply_(activate_rows(rows, scale, shift, sample, "none", slope, None, None), activation, slope)
+    if not served(1, rows, scale, shift):
+        return composed.activate_rows(rows, scale, shift, sample, activation, slope, target, positions)
+    if activation == "gelu" or not _apart(target, rows):
+        known = "none" if activation == "gelu" else activation
+        made = activate_rows(rows, scale, shift, sample, known, slope, None, None)
+        made = apply_(made, activation, slope) if activation == "gelu" else made
         return made if target is None else exchange_rows_(target, positions, made)
     second = torch.empty_like(rows, memory_format=torch.contiguous_format)
     # Named, so that what had to be copied lives as long as the call.
-    given = [None if tensor is None else tensor.contiguous() for tensor in (rows, scale, shift, sample, positions)]
-    rows, scale, shift, sample, positions = given
+    rows, scale, shift, sample, positions = map(plain, (rows, scale, shift, sample, positions))
     library().activate_rows(
         address(rows), *rows.shape, address(scale), address(shift), address(sample), ACTIVATIONS.index(activation), slope,
         address(target), address(positions), address(second), torch.get_num_threads(),
@@ -43,17 +43,18 @@ def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
     positions, raw,
 ):  # fmt: skip
-    before = vector, residual, sample
-    after = scale, shift, activation, slope, target, positions, raw
-    product = source, index, weight, bias
-    if not served(groups, source, weight, bias, vector, residual, scale, shift):
-        return composed.conv_rows_fused(*product, groups, count, *before, *after)
-    empty = source.new_empty(0, len(weight))
-    if activation == "gelu" or not _apart(target, source, residual):
-        made, _ = finished_product(*product, count, *before)
-        if scale is None and activation == "none" and target is None:
-            return made, empty
-        second = activate_rows(made, scale, shift, sample, activation, slope, target, positions)
+    product, before = (source, index, weight, bias), (vector, residual, sample)
+    after = scale, shift, activation, slope, target, positions
+    compiled = served(groups, source, weight, bias, vector, residual, scale, shift)
+    if compiled and activation != "gelu" and _apart(target, source, residual):
+        made, second = finished_product(*product, count, *before, *after, raw)
     else:
-        made, second = finished_product(*product, count, *before, *after)
+        if compiled:
+            made, second = finished_product(*product, count, *before)
+        else:
+            nothing = None, None, "none", slope, None, None, True
+            made, second = composed.conv_rows_fused(*product, groups, count, *before, *nothing)[0], None
+        if scale is not None or activation != "none" or target is not None:
+            second = activate_rows(made, scale, shift, sample, *after[2:])
+    empty = weight.new_empty(0, len(weight))
     return made if raw else empty, empty if second is None else second

@@ -120,6 +120,13 @@ def library():
         return None
 
 
+def plain(tensor):
+    """A tensor as the kernels read it: contiguous, whole numbers in 64 bits; None for None."""
+    if tensor is None:
+        return None
+    return (tensor if tensor.is_floating_point() else tensor.long()).contiguous()
+
+
 def address(tensor):
     """Where a tensor's numbers begin, for a call; None for None."""
     return None if tensor is None else tensor.data_ptr()

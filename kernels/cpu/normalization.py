@@ -4,7 +4,7 @@ import torch
 
 from sige.kernels.composed import normalization as composed
 from sige.kernels.cpu.fused import activate_rows
-from sige.kernels.cpu.library import address, library
+from sige.kernels.cpu.library import address, library, plain
 from sige.kernels.cpu.product import served
 
 
@@ -25,9 +25,7 @@ def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, b
         return composed.update_statistics_(*given)
     tiles, channels, batch = tile_index.shape[0], rows.shape[1], centre.shape[0]
     # Named, so that what had to be copied lives as long as the call.
-    tile_index, centre, *picks = (
-        None if tensor is None else tensor.contiguous() for tensor in (tile_index, centre, sample, weight, bias)
-    )
+    tile_index, centre, *picks = map(plain, (tile_index, centre, sample, weight, bias))
     totals = totals.clone(memory_format=torch.contiguous_format)
     old = sums.new_empty(tiles, sums.shape[1])
     scale, shift = rows.new_empty(batch, channels), rows.new_empty(batch, channels)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.kernels.activations import ACTIVATIONS
-from sige.kernels.cpu.library import address, library
+from sige.kernels.cpu.library import address, library, plain
 from sige.kernels.weights import state
 
 _held = WeakTensorKeyDictionary()
@@ -84,8 +84,7 @@ def finished_product(
     picks = sample if vector is not None and len(vector) > 1 else None
     given = source, index, bias, vector, picks, residual, scale, shift, sample, positions
     # Named, so that what had to be copied lives as long as the call.
-    given = [None if tensor is None else tensor.contiguous() for tensor in given]
-    source, index, bias, vector, picks, residual, scale, shift, sample, positions = given
+    source, index, bias, vector, picks, residual, scale, shift, sample, positions = map(plain, given)
     taps, channels = 1 if index is None else index.shape[1], source.shape[1]
     packed, zeros = _panels(weight, _by_output), _zeros(channels)
     library().conv_rows(
@@ -102,7 +101,7 @@ def narrow_map(image, weight, bias):
     batch, channels, height, width = image.shape
     outputs, _, high, wide = weight.shape
     out = image.new_empty(batch, height, width, outputs)
-    packed, bias = _panels(weight, _by_tap), None if bias is None else bias.contiguous()
+    packed, bias = _panels(weight, _by_tap), plain(bias)
     library().conv_narrow(
         image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, address(bias), out.data_ptr(),
         torch.get_num_threads(),

@@ -174,3 +174,33 @@ def test_a_map_of_a_few_positions(compiled, stride, padding, dilation):
     pairs = (stride, stride), (padding, padding), (dilation, dilation)
     got = ops.conv_map(image, weight, bias, *pairs)
     assert torch.allclose(got, F.conv2d(image, weight, bias, *pairs), atol=1e-4)
+
+
+def test_row_numbers_may_have_32_bits(compiled):
+    source, weight = random(30, 24), random(40, 24, 1, 1, seed=1)
+    index = torch.tensor([[3], [-1], [29]])
+    whole = ops.conv_rows(source, index, weight, None)
+    assert torch.equal(ops.conv_rows(source, index.int(), weight, None), whole)
+
+
+def test_the_map_written_may_be_the_map_read(compiled):
+    """A product that exchanges rows of its own source reads them as they were."""
+    source, weight, places = random(40, 16), random(16, 16, 3, 3, seed=1), torch.arange(0, 40, 2)
+    index = torch.randint(-1, 40, (20, 9), generator=torch.Generator().manual_seed(2))
+    exact, before = ops.conv_rows(source, index, weight, None), source.clone()
+    _, old = ops.conv_rows_fused(source, index, weight, target=source, positions=places)
+    assert (torch.equal(source[places], exact), torch.equal(old, before[places])) == (True, True)
+
+
+@pytest.mark.parametrize("value", [-200.0, -90.0, -1e-30, 0.0, 1e-30, 90.0, 200.0])
+def test_silu_at_the_ends_of_what_floats_hold(compiled, value):
+    rows = torch.full((1, 16), value)
+    got = ops.activate_rows(rows, activation="silu")
+    assert torch.allclose(got.double(), F.silu(rows.double()), rtol=1e-6, atol=1e-36)
+
+
+def test_silu_is_right_to_the_last_bits(compiled):
+    rows = torch.linspace(-80, 80, 64_000).view(-1, 64)
+    exact = F.silu(rows.double())
+    got = ops.activate_rows(rows, activation="silu").double()
+    assert ((got - exact).abs() / exact.abs().clamp(min=1e-30)).max() < 6e-7

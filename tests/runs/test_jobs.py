@@ -195,13 +195,13 @@ def test_what_is_there_of_a_forced_backend_does_not_stand_for_the_own_one(on_bac
         pytest.param(
             "cudnn",
             None,
-            "unknown kernel backend 'cudnn': choose one of reference, cpu, triton, mps.",
+            "unknown kernel backend 'cudnn': choose one of reference, composed, cpu, triton, mps.",
             id="unknown-configured",
         ),
         pytest.param(
             None,
             "cudnn",
-            "unknown kernel backend 'cudnn': choose one of reference, cpu, triton, mps.",
+            "unknown kernel backend 'cudnn': choose one of reference, composed, cpu, triton, mps.",
             id="unknown-in-environment",
         ),
     ],

@@ -65,7 +65,7 @@ class Written(TorchDispatchMode):
         targets = [
             arg
             for arg, declared in zip(args, func._schema.arguments)
-            if declared.alias_info is not None and declared.alias_info.is_write
+            if arg is not None and declared.alias_info is not None and declared.alias_info.is_write
         ]
         if not targets:
             return 0
