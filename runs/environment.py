@@ -87,6 +87,10 @@ def describe(hardware: dict) -> dict:
         from sige.kernels import backends
 
         facts["triton_interpreted"] = backends.interpreting()
+    if hardware.get("backend") == "cpu":
+        from sige.kernels.cpu import library
+
+        facts["compiled_kernels"] = library.described()
     if hardware["device"] == "cuda":
         import torch
 

@@ -120,6 +120,11 @@ def library():
         return None
 
 
+def described():
+    """The compiler, by its own name, where the compiled kernels are there; else None."""
+    return _run(compiler(), "--version").splitlines()[0] if library() is not None else None
+
+
 def plain(tensor):
     """A tensor as the kernels read it: contiguous, whole numbers in 64 bits; None for None."""
     if tensor is None:
