@@ -1,5 +1,6 @@
 """The compiled kernels of the CPU: built once, kept, and done without where they cannot be built."""
 
+import platform
 import subprocess
 
 import pytest
@@ -146,6 +147,35 @@ def test_the_number_of_threads_changes_no_bit(compiled, threads):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(once, again)
+
+
+@pytest.fixture(scope="module")
+def narrower(tmp_path_factory):
+    """``narrower(option)``: the kernels compiled for a CPU with narrower vectors, each once."""
+    made = {}
+
+    def get(option):
+        if option not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(library, "_COMPILE", (*library._COMPILE, option))
+                path = tmp_path_factory.mktemp("narrower") / "cpu.so"
+                library._build(path)
+                made[option] = library._open(path)
+        return made[option]
+
+    return get
+
+
+@built
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the options are those of x86")
+@pytest.mark.parametrize("option, lanes", [("-mno-avx512f", 8), ("-mno-avx", 4)], ids=["256 bits", "128 bits"])
+def test_narrower_vectors(narrower, monkeypatch, option, lanes):
+    monkeypatch.setattr(product, "library", lambda: narrower(option))
+    source, weight, index = random(60, 40), random(71, 40, 3, 3, seed=1), torch.randint(-1, 60, (90, 9))
+    got, before = product.product(source, index, weight, None, 90), narrower(option).vector_width()
+    taps = torch.cat([source, torch.zeros(1, 40)])[index].double()
+    exact = torch.einsum("ntc,oct->no", taps, weight.flatten(2).double())
+    assert (before <= lanes, torch.allclose(got.double(), exact, atol=1e-4)) == (True, True)
 
 
 NARROW = {
