@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from sige.kernels import backends
 from sige.runs.errors import UserError
 from sige.runs.methods import Runner, Step, dense, need_graphs
 
@@ -48,28 +49,33 @@ def check(options: dict, model: dict | None = None) -> None:
     try:
         resolved_policy(options, model or {})
         check_budget(options.get("memory_budget"))
-    except SigeError as error:
-        raise UserError(str(error)) from error
+        if options.get("backend"):
+            backends.check(options["backend"])
+    except (SigeError, ValueError) as error:
+        raise UserError(f"{error}".removesuffix(".") + ".") from error
 
 
 class Incremental(Runner):
     """A session that holds one recording; each step is an edit of it, taken back afterwards.
 
-    budget: bytes that remembered maps may take on the first tier of memory, or None.
+    budget: bytes that remembered maps may take on the first tier of memory, or None.   backend: of the kernels; None: the run's.
     """
 
-    budget = None
+    budget = backend = None
+
+    def _on_its_backend(self):
+        return backends.forced(self.backend) if self.backend else contextlib.nullcontext()
 
     def record(self, original):
         """Record the original; ``record_ms`` is the time of that forward."""
         inputs = self.zoo.adapt(original, self.layout, self.dtype)
-        with torch.no_grad(), self.session.record():
+        with torch.no_grad(), self._on_its_backend(), self.session.record():
             _, self.record_ms = self.timed(inputs)
 
     def step(self, edited, mask, around=contextlib.nullcontext):
         """The forward inside ``session.edit``; setting the edit up is ``plan_ms``, undoing it is not timed."""
         inputs = self.zoo.adapt(edited, self.layout, self.dtype)
-        with torch.no_grad():
+        with torch.no_grad(), self._on_its_backend():
             self.zoo.synchronize()
             start = time.perf_counter()
             # On meta tensors the mask alone has values: they decide what is counted.
@@ -100,7 +106,7 @@ class Incremental(Runner):
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     """A session of its own on a module of its own. The options ``memory_budget`` (bytes), ``state_folder`` and ``cuda_graphs`` are the
-    session's."""
+    session's; ``backend`` sends its kernels to another backend than the run's, so that two can be timed in turn."""
     from sige import Session
 
     graphs = bool(options.get("cuda_graphs"))
@@ -112,7 +118,7 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     runner.module = zoo.module(runner.layout, runner.dtype)
     runner.settled_after = 4 if graphs else 0  # as it is, traced, replayed, captured
     grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
-    runner.budget = options.get("memory_budget")
+    runner.budget, runner.backend = options.get("memory_budget"), options.get("backend")
     runner.session = Session(
         runner.module,
         policy=resolved_policy(options, zoo.model),
