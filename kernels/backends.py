@@ -127,8 +127,10 @@ def active(device_type="cpu"):
 def gathers(device_type):
     """Whether products on a device multiply taps that were gathered in memory, fewer of them for whole tiles than for as many single
     positions; else each row is read where it lies, and tiles save nothing. The meta device stands for a CPU with compiled kernels."""
-    name = "cpu" if device_type == "meta" else active(device_type)
-    if name == "cpu" and device_type != "meta":
+    if device_type == "meta":
+        return False
+    name = active(device_type)
+    if name == "cpu":
         from sige.kernels.cpu.library import library  # which reports here what it lacks
 
         return library() is None

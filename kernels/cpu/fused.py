@@ -22,7 +22,7 @@ def _apart(target, *read):
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
-    if not served(1, rows, scale, shift):
+    if not served(rows, scale, shift):
         return composed.activate_rows(rows, scale, shift, sample, activation, slope, target, positions)
     if activation == "gelu" or not _apart(target, rows):
         known = "none" if activation == "gelu" else activation
@@ -45,7 +45,7 @@ def conv_rows_fused(
 ):  # fmt: skip
     product, before = (source, index, weight, bias), (vector, residual, sample)
     after = scale, shift, activation, slope, target, positions
-    compiled = served(groups, source, weight, bias, vector, residual, scale, shift)
+    compiled = served(source, weight, bias, vector, residual, scale, shift, groups=groups)
     if compiled and activation != "gelu" and _apart(target, source, residual):
         made, second = finished_product(*product, count, *before, *after, raw)
     else:

@@ -9,7 +9,7 @@ from sige.kernels.cpu.product import served
 
 
 def affine_rows(rows, scale, shift, sample):
-    if not served(1, rows, scale, shift):
+    if not served(rows, scale, shift):
         return composed.affine_rows(rows, scale, shift, sample)
     return activate_rows(rows, scale, shift, sample, "none", 0.0, None, None)
 
@@ -21,7 +21,7 @@ def _summed(rows, sums, centre, totals):
 
 def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
     given = rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps
-    if not served(1, rows, weight, bias) or not _summed(rows, sums, centre, totals):
+    if not served(rows, weight, bias) or not _summed(rows, sums, centre, totals):
         return composed.update_statistics_(*given)
     tiles, channels, batch = tile_index.shape[0], rows.shape[1], centre.shape[0]
     # Named, so that what had to be copied lives as long as the call.

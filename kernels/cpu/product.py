@@ -55,13 +55,10 @@ def _by_tap(weight):
     return weight.permute(1, 2, 3, 0).flatten(1)
 
 
-def served(groups, *tensors):
-    """Whether the compiled kernels are there and serve a product of these tensors (None are left out)."""
-    return (
-        groups == 1
-        and all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
-        and library() is not None
-    )
+def served(*tensors, groups=1):
+    """Whether the compiled kernels are there and serve these tensors (None are left out), in a convolution of ``groups``."""
+    known = all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+    return known and groups == 1 and library() is not None
 
 
 def product(source, index, weight, bias, count):
