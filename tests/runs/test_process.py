@@ -43,6 +43,23 @@ def test_how_threads_wait_is_in_the_environment(monkeypatch, sleep, expected):
 
 
 @pytest.mark.parametrize(
+    "sleep, cores, system, bound",
+    [
+        pytest.param(False, 3, "linux", True, id="all-cores"),
+        pytest.param(False, 8, "linux", False, id="some-cores"),
+        pytest.param(True, 3, "linux", False, id="asleep"),
+        pytest.param(False, 3, "darwin", False, id="system-without-binding"),
+    ],
+)
+def test_spinning_threads_that_take_all_cores_are_bound_to_them(monkeypatch, sleep, cores, system, bound):
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    monkeypatch.setattr("sige.runs.environment.cores", lambda: cores)
+    monkeypatch.setattr(sys, "platform", system)
+    told = process.environment(CPU, sleep)
+    assert (told.get("OMP_PROC_BIND"), told.get("OMP_PLACES")) == (("true", "cores") if bound else (None, None))
+
+
+@pytest.mark.parametrize(
     "wait, busy, disturbed, sleeping",
     [
         pytest.param("auto", False, False, False, id="quiet"),
