@@ -42,6 +42,13 @@ _library.define(
     "Tensor? residual, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, Tensor(a!)? target, "
     "Tensor? positions, bool raw) -> (Tensor, Tensor)"
 )
+_library.define(
+    "normalize_map(Tensor image, int groups, Tensor? weight, Tensor? bias, float eps, str activation, float slope) -> Tensor"
+)
+_library.define(
+    "conv_map_fused(Tensor image, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "int norm_groups, Tensor? norm_weight, Tensor? norm_bias, float eps, str activation, float slope) -> Tensor"
+)
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _library.define(
     "update_statistics_(Tensor rows, Tensor(a!) sums, Tensor tile_index, Tensor centre, Tensor totals, Tensor? sample, "
@@ -108,8 +115,9 @@ def _(source, index, tile, weight, bias, groups):
     return weight.new_empty(index.shape[0] * tile[0] * tile[1], weight.shape[0])
 
 
+@torch.library.register_fake("sige::conv_map_fused", lib=_library)
 @torch.library.register_fake("sige::conv_map", lib=_library)
-def _(image, weight, bias, stride, padding, dilation, groups):
+def _(image, weight, bias, stride, padding, dilation, groups, *before):
     height, width = (
         (image.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1) // stride[axis]
         + 1
@@ -156,6 +164,11 @@ def _(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_
     return sums.new_empty(tile_index.numel(), sums.shape[1]), torch.empty_like(totals), scale, torch.empty_like(scale)
 
 
+@torch.library.register_fake("sige::normalize_map", lib=_library)
+def _(image, groups, weight, bias, eps, activation, slope):
+    return torch.empty_like(image, memory_format=torch.channels_last)
+
+
 @torch.library.register_fake("sige::attend", lib=_library)
 def _(query, key, value, mask, scale):
     batch, heads, count, _ = query.shape
@@ -182,8 +195,8 @@ def _conv_tiles_flops(source, index, tile, weight, bias, groups, *, out_shape=No
     return 2 * index[0] * tile[0] * tile[1] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
-@register_flop_formula(torch.ops.sige.conv_map)
-def _conv_map_flops(image, weight, bias, stride, padding, dilation, groups, *, out_shape=None, **_):
+@register_flop_formula([torch.ops.sige.conv_map, torch.ops.sige.conv_map_fused])
+def _conv_map_flops(image, weight, bias, stride, padding, dilation, groups, *before, out_shape=None, **_):
     return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
@@ -282,6 +295,29 @@ def conv_rows_fused(
     return _call(
         "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation,
         float(slope), target, positions, raw,
+    )  # fmt: skip
+
+
+def normalize_map(image, groups, weight=None, bias=None, eps=1e-5, activation="none", slope=0.0):
+    """A whole map through a group norm and an activation.
+
+    ``image`` (B, C, H, W); ``groups`` the norm's number of groups, 0 for no norm; ``weight`` and ``bias`` (C,) or None; ``eps`` is
+    added to the variance; ``activation`` is one of ``sige.kernels.activations.ACTIVATIONS``, ``slope`` that of ``leaky_relu``. Returns
+    a new map (B, C, H, W), channels-last. Raises ValueError for an unknown activation.
+    """
+    activation = activations.check(activation)
+    return _call("normalize_map", image, groups, weight, bias, float(eps), activation, float(slope))
+
+
+def conv_map_fused(
+    image, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, norm_groups=0, norm_weight=None,
+    norm_bias=None, eps=1e-5, activation="none", slope=0.0,
+):  # fmt: skip
+    """`normalize_map` by the last six arguments and `conv_map` by those before, in one; for replayed steps."""
+    activation = activations.check(activation)
+    return _call(
+        "conv_map_fused", image, weight, bias, stride, padding, dilation, groups, norm_groups, norm_weight, norm_bias, float(eps),
+        activation, float(slope),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ _KINDS = {
         "conv_rows",
         "conv_tiles",
         "conv_map",
+        "conv_map_fused",
         "conv_rows_fused",
         "mkldnn_convolution",
         "_convolution_pointwise",
@@ -42,7 +43,7 @@ _FREE = frozenset(
     sub sub_ sum t tanh transpose tril triu unbind unfold unsqueeze upsample_bilinear2d upsample_nearest2d var_mean view
     view_as_complex view_as_real where zero_ zeros zeros_like _adaptive_avg_pool2d adaptive_max_pool2d erf bernoulli
     _native_batch_norm_legit_no_training _fused_rms_norm round log2 bincount
-    gather_rows scatter_rows_ exchange_rows_ affine_rows activate_rows update_statistics_ compact
+    gather_rows scatter_rows_ exchange_rows_ affine_rows activate_rows update_statistics_ compact normalize_map
     _safe_softmax floor_divide remainder bitwise_or_ promote_types _softmax_backward_data native_layer_norm_backward
     native_group_norm_backward silu_backward gelu_backward upsample_nearest2d_backward
     """.split()

@@ -122,10 +122,11 @@ def conv_tiles(source, index, tile, weight, bias, groups):
 
 
 def narrow(weight, stride, padding, dilation, groups):
-    """Whether a whole convolution, to a map as large as its input, has so few outputs that all its taps are multiplied at once."""
+    """Whether a whole convolution, to a map as large as its input, has so few outputs that all its taps are multiplied at once. In
+    bfloat16 oneDNN's convolution takes two thirds of that time, and its sums have more digits."""
     same = all(2 * pad == side - 1 for pad, side in zip(padding, weight.shape[2:]))
     few = weight.shape[0] < 16 <= weight[:, 0].numel()
-    return same and few and tuple(stride) == tuple(dilation) == (1, 1) and groups == 1
+    return weight.dtype == torch.float32 and same and few and tuple(stride) == tuple(dilation) == (1, 1) and groups == 1
 
 
 def conv_map(image, weight, bias, stride, padding, dilation, groups):

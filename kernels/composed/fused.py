@@ -4,9 +4,10 @@ The bits are those of the operators one by one; what is saved is memory that is 
 """
 
 from sige.kernels.activations import apply_
-from sige.kernels.composed.convolution import conv_rows, linear_rows
+from sige.kernels.composed.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.composed.gather import exchange_rows_
 from sige.kernels.composed.normalization import affine_rows
+from sige.kernels.normalized_map import normalize_map
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
@@ -34,3 +35,10 @@ def conv_rows_fused(
     if target is not None:
         second = exchange_rows_(target, positions, made if second is empty else second)
     return made if raw else empty, second
+
+
+def conv_map_fused(
+    image, weight, bias, stride, padding, dilation, groups, norm_groups, norm_weight, norm_bias, eps, activation, slope
+):
+    image = normalize_map(image, norm_groups, norm_weight, norm_bias, eps, activation, slope)
+    return conv_map(image, weight, bias, stride, padding, dilation, groups)

@@ -1,15 +1,18 @@
 """Fused operators on a CPU: all that follows a product is done to its sums before they leave the registers.
 
-Exact GELU is left to PyTorch, after the product and the norm's map.
+Exact GELU is left to PyTorch, after the product and the norm's map. A whole map on its way to a convolution of few outputs is read
+twice and written nowhere: for its statistics, and line by line as it is multiplied.
 """
 
 import torch
 
 from sige.kernels.activations import ACTIVATIONS, apply_
 from sige.kernels.composed import fused as composed
+from sige.kernels.composed.convolution import narrow
 from sige.kernels.composed.gather import exchange_rows_
+from sige.kernels.cpu.convolution import conv_map
 from sige.kernels.cpu.library import address, library, plain
-from sige.kernels.cpu.product import finished_product, served
+from sige.kernels.cpu.product import finished_product, map_affine, narrow_map, served
 
 
 def _apart(target, *read):
@@ -58,3 +61,29 @@ def conv_rows_fused(
             second = activate_rows(made, scale, shift, sample, *after[2:])
     empty = weight.new_empty(0, len(weight))
     return made if raw else empty, empty if second is None else second
+
+
+def normalize_map(image, groups, weight, bias, eps, activation, slope):
+    if not image.numel() or not served(image, weight, bias):
+        return composed.normalize_map(image, groups, weight, bias, eps, activation, slope)
+    image = image.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = image.shape
+    scale, shift = map_affine(image, groups, weight, bias, eps) if groups else (None, None)
+    rows, sample = image.permute(0, 2, 3, 1).reshape(-1, channels), None
+    if groups and batch > 1:
+        sample = torch.arange(batch).repeat_interleave(height * width)
+    rows = activate_rows(rows, scale, shift, sample, activation, slope, None, None)
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def conv_map_fused(
+    image, weight, bias, stride, padding, dilation, groups, norm_groups, norm_weight, norm_bias, eps, activation, slope
+):
+    geometry = tuple(stride), tuple(padding), tuple(dilation)
+    compiled = narrow(weight, *geometry, groups) and activation != "gelu" and image.numel()
+    if not compiled or not served(image, weight, bias, norm_weight, norm_bias):
+        image = normalize_map(image, norm_groups, norm_weight, norm_bias, eps, activation, slope)
+        return conv_map(image, weight, bias, *geometry, groups)
+    image = image.contiguous(memory_format=torch.channels_last)
+    affine = map_affine(image, norm_groups, norm_weight, norm_bias, eps) if norm_groups else (None, None)
+    return narrow_map(image, weight, bias, *affine, activation, slope)

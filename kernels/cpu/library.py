@@ -23,9 +23,10 @@ _SECONDS = 300  # after which a compiler is given up
 _LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _ARGUMENTS = {  # p: a tensor's address, or None; n: a whole number; f, d: floats
     "conv_rows": "ppnnnpnpppppppnfpppppn",
-    "conv_narrow": "pnnnnpnnnppn",
+    "conv_narrow": "pnnnnpnnnpppnfpn",
     "activate_rows": "pnnpppnfpppn",
     "update_statistics": "pnnnnpppnppppddpppn",
+    "map_statistics": "pnnnnppdppn",
     "panel_width": "",
     "vector_width": "",
 }

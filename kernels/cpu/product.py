@@ -92,15 +92,29 @@ def finished_product(
     return out, second
 
 
-def narrow_map(image, weight, bias):
+def narrow_map(image, weight, bias, scale=None, shift=None, activation="none", slope=0.0):
     """A convolution to a few channels, such as a U-Net's last, whose output is as large as its input: ``image`` (B, C, H, W),
-    channels-last, in float32. Each line's products with all taps are made once, then shifted and added."""
+    channels-last, in float32. Each line's products with all taps are made once, then shifted and added. Before, the image goes
+    through ``scale`` and ``shift`` (B, C) and the activation, line by line too."""
     batch, channels, height, width = image.shape
     outputs, _, high, wide = weight.shape
     out = image.new_empty(batch, height, width, outputs)
     packed, bias = _panels(weight, _by_tap), plain(bias)
     library().conv_narrow(
-        image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, address(bias), out.data_ptr(),
-        torch.get_num_threads(),
+        image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, address(bias), address(scale),
+        address(shift), ACTIVATIONS.index(activation), slope, out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
+
+
+def map_affine(image, groups, weight, bias, eps):
+    """Scale and shift (B, C) of a group norm of a whole map (B, C, H, W), channels-last, in float32, by its own statistics, summed in
+    float64 but for the 256 pixels of a part."""
+    batch, channels, height, width = image.shape
+    scale, shift = image.new_empty(batch, channels), image.new_empty(batch, channels)
+    weight, bias = plain(weight), plain(bias)
+    library().map_statistics(
+        address(image), batch, height * width, channels, groups, address(weight), address(bias), eps, address(scale), address(shift),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return scale, shift

@@ -8,6 +8,7 @@
 // Threads are those of PyTorch's OpenMP, whose symbols this library finds in the process: it is linked without one of its own.
 // What `kernels/cpu/library.py` calls stands at the end of this file.
 
+#include <algorithm>
 #include <vector>
 
 #include "vectors.h"
@@ -20,6 +21,7 @@ constexpr int WIDE = 2 * LANES;               // outputs of a whole panel
 constexpr int64_t DEPTH = 1024;               // products that are summed at a time, in whole taps
 constexpr int64_t BURST = 16, LINE = 16;      // channels between two looks ahead; floats of a cache line
 constexpr int64_t CHUNK = 128;                // blocks of rows that one thread takes at a time
+constexpr int64_t FOUR = 4;                   // outputs of a narrow convolution that are summed at a time
 
 struct Task {
     const float* source;    // (N, channels)
@@ -153,58 +155,90 @@ struct Narrow {
     const float* panels;  // of all taps' outputs side by side: lane tap * outputs + output
     int64_t outputs, lanes;  // lanes: high * wide * outputs, filled up to whole vectors as the panels are
     const float* bias;  // (outputs,) or null
+    bool through;       // whether the image goes through `before` first: a norm's map and an activation
+    After before;
     float* out;         // (height, width, outputs)
 };
 
-// The products of all taps with one line of the map: (width, lanes). What comes next is fetched meanwhile.
-void line_products(const Narrow& narrow, int64_t y, float* products) {
-    const int64_t lanes = narrow.lanes;
-    const Task task{narrow.image + y * narrow.width * narrow.channels, nullptr, narrow.width, 1, narrow.channels,
-                    narrow.panels, lanes, nullptr, nullptr, nullptr, nullptr, nullptr, products, After{}, products};
-    for (int64_t row = 0; row < narrow.width; row += HIGH) {
-        const int64_t rows = narrow.width - row < HIGH ? narrow.width - row : HIGH;
-        for (int64_t first = 0; first < lanes; first += WIDE) {
-            const Panel panel{narrow.panels + first * narrow.channels, first, lanes - first < WIDE ? lanes - first : WIDE};
-            const Ahead ahead{task.source + (row + 2 * HIGH) * narrow.channels, first ? 0 : HIGH * BURST};
-            of_height(rows, panel)(task, panel, ahead, row, 0, 1);
-        }
+// What one thread keeps of a narrow convolution.
+struct Lines {
+    std::vector<float> ready;     // HIGH pixels of the image, as they come to the product
+    std::vector<float> products;  // of all taps with HIGH pixels and the wide - 1 before them, (., lanes)
+    std::vector<float> sums;      // (high, high, width * outputs + FOUR): of the latest lines, for each line of taps, over its taps
+
+    explicit Lines(const Narrow& narrow)
+        : ready(HIGH * narrow.channels),
+          products((HIGH + narrow.wide - 1) * narrow.lanes + FOUR),
+          sums(narrow.high * narrow.high * (narrow.width * narrow.outputs + FOUR)) {}
+
+    float* of(const Narrow& narrow, int64_t y, int64_t dy) {
+        return sums.data() + (y % narrow.high * narrow.high + dy) * (narrow.width * narrow.outputs + FOUR);
     }
-}
+};
 
 typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
 
-// Output `o` of the pixel (y, x), or four from there on, of which those that are too many are written over by the next pixel.
-template <typename Value>
-inline void pixel(const Narrow& narrow, const float* lines, int64_t y, int64_t x, int64_t o, float* out) {
-    const int64_t above = (narrow.high - 1) / 2, left = (narrow.wide - 1) / 2;
-    Value sum{};
-    if (narrow.bias) std::memcpy(&sum, narrow.bias + o, sizeof(float) * (sizeof(Value) == sizeof(float) ? 1 : narrow.outputs));
-    for (int64_t dy = 0; dy < narrow.high; dy++) {
-        const int64_t from = y + dy - above;
-        if (from < 0 || from >= narrow.height) continue;
-        const float* line = lines + (from % narrow.high * narrow.width + x - left) * narrow.lanes + dy * narrow.wide * narrow.outputs + o;
-        for (int64_t dx = 0; dx < narrow.wide; dx++, line += narrow.lanes + narrow.outputs)
-            if (x + dx >= left && x + dx - left < narrow.width) sum += *reinterpret_cast<const Value*>(line);
+// The products with a line's pixels [row, row + rows), behind those of the pixels before. What comes next is fetched meanwhile.
+void products(const Narrow& narrow, const float* line, int64_t row, int64_t rows, Lines& lines) {
+    const int64_t lanes = narrow.lanes, channels = narrow.channels;
+    const float *pixels = line + row * channels, *next = pixels + 2 * HIGH * channels;
+    if (narrow.through) {
+        After before = narrow.before;
+        before.second = lines.ready.data();
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t column = 0; column < channels; column += LANES)
+                finish(before, load(pixels + r * channels + column, channels - column), r, column, channels, channels - column);
+        pixels = lines.ready.data();
     }
-    std::memcpy(out + x * narrow.outputs + o, &sum, sizeof(Value));
+    float* out = lines.products.data() + (narrow.wide - 1) * lanes;
+    const Task task{pixels, nullptr, rows, 1, channels, narrow.panels, lanes, nullptr, nullptr, nullptr, nullptr, nullptr, out, After{}, out};
+    for (int64_t first = 0; first < lanes; first += WIDE) {
+        const Panel panel{narrow.panels + first * channels, first, lanes - first < WIDE ? lanes - first : WIDE};
+        of_height(rows, panel)(task, panel, Ahead{next, first ? 0 : HIGH * BURST}, 0, 0, 1);
+    }
 }
 
-// The lines [first, last) of a narrow convolution; `lines` holds the products of the `high` latest lines.
-void band(const Narrow& narrow, int64_t first, int64_t last, float* lines) {
-    const int64_t lanes = narrow.lanes, line_floats = narrow.width * lanes;
-    const int64_t above = (narrow.high - 1) / 2;
-    const bool fours = narrow.outputs <= 4 && (narrow.high * narrow.wide - 1) * narrow.outputs + 4 <= lanes;
+// The sums over each line of taps for the pixels that the line `y` of the map takes part in.
+void line_sums(const Narrow& narrow, int64_t y, Lines& lines) {
+    const int64_t lanes = narrow.lanes, outputs = narrow.outputs, kept = (narrow.wide - 1) * lanes, right = narrow.wide / 2;
+    const float* line = narrow.image + y * narrow.width * narrow.channels;
+    float* block = lines.products.data();
+    std::fill(block, block + kept, 0.0f);  // to the left of the map there is nothing, nor to the right
+    for (int64_t row = 0; row < narrow.width + right; row += HIGH) {
+        const int64_t until = row + HIGH < narrow.width + right ? row + HIGH : narrow.width + right;
+        const int64_t rows = (until < narrow.width ? until : narrow.width) - row;
+        if (rows > 0) products(narrow, line, row, rows, lines);
+        const int64_t made = rows > 0 ? rows : 0;
+        std::fill(block + kept + made * lanes, block + kept + (until - row) * lanes, 0.0f);
+        for (int64_t dy = 0; dy < narrow.high; dy++) {
+            float* sums = lines.of(narrow, y, dy);
+            for (int64_t x = row > right ? row - right : 0; x < until - right; x++) {
+                const float* from = block + (x + right - row) * lanes + dy * narrow.wide * outputs;
+                for (int64_t o = 0; o < outputs; o += FOUR) {  // lanes that are too many are written over by the next pixel
+                    Four sum = *reinterpret_cast<const Four*>(from + o);
+                    for (int64_t dx = 1; dx < narrow.wide; dx++) sum += *reinterpret_cast<const Four*>(from + dx * (lanes + outputs) + o);
+                    *reinterpret_cast<Four*>(sums + x * outputs + o) = sum;
+                }
+            }
+        }
+        std::memmove(block, block + (until - row) * lanes, kept * sizeof(float));
+    }
+}
+
+// The lines [first, last) of a narrow convolution.
+void band(const Narrow& narrow, int64_t first, int64_t last, Lines& lines) {
+    const int64_t above = (narrow.high - 1) / 2, floats = narrow.width * narrow.outputs;
     int64_t ready = first > above ? first - above : 0;
     for (int64_t y = first; y < last; y++) {
         const int64_t needed = y - above + narrow.high < narrow.height ? y - above + narrow.high : narrow.height;
-        for (; ready < needed; ready++) line_products(narrow, ready, lines + ready % narrow.high * line_floats);
-        float* out = narrow.out + y * narrow.width * narrow.outputs;
-        for (int64_t x = 0; x < narrow.width; x++) {
-            if (fours && x * narrow.outputs + 4 <= narrow.width * narrow.outputs) {
-                pixel<Four>(narrow, lines, y, x, 0, out);
-            } else {
-                for (int64_t o = 0; o < narrow.outputs; o++) pixel<float>(narrow, lines, y, x, o, out);
-            }
+        for (; ready < needed; ready++) line_sums(narrow, ready, lines);
+        float* out = narrow.out + y * floats;
+        for (int64_t i = 0; i < floats; i++) out[i] = narrow.bias ? narrow.bias[i % narrow.outputs] : 0;
+        for (int64_t dy = 0; dy < narrow.high; dy++) {
+            const int64_t from = y + dy - above;
+            if (from < 0 || from >= narrow.height) continue;
+            const float* sums = lines.of(narrow, from, dy);
+            for (int64_t i = 0; i < floats; i++) out[i] += sums[i];
         }
     }
 }
@@ -238,21 +272,22 @@ void conv_rows(const float* source, const int64_t* index, int64_t count, int64_t
     }
 }
 
-// Convolution of whole maps (batch, height, width, channels), stride and dilation 1, as many lines and columns out as in.
+// Convolution of whole maps (batch, height, width, channels), stride and dilation 1, as many lines and columns out as in; of maps that
+// went through `scale` and `shift` (batch, channels), or null, and an activation.
 void conv_narrow(const float* image, int64_t batch, int64_t height, int64_t width, int64_t channels, const float* panels, int64_t high,
-                 int64_t wide, int64_t outputs, const float* bias, float* out, int64_t threads) {
+                 int64_t wide, int64_t outputs, const float* bias, const float* scale, const float* shift, int64_t activation, float slope,
+                 float* out, int64_t threads) {
     const int64_t bands = height < 4 * threads ? height : 4 * threads;
     const int64_t used = high * wide * outputs, rest = used % WIDE, lanes = used - rest + (rest > LANES ? WIDE : rest ? LANES : 0);
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> lines(high * width * lanes);
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < batch * bands; item++) {
-            const int64_t sample = item / bands, part = item % bands, pixels = sample * height * width;
-            const Narrow narrow{image + pixels * channels, height, width, channels, high, wide, panels, outputs, lanes, bias,
-                                out + pixels * outputs};
-            band(narrow, height * part / bands, height * (part + 1) / bands, lines.data());
-        }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t item = 0; item < batch * bands; item++) {
+        const int64_t sample = item / bands, part = item % bands, pixels = sample * height * width;
+        const float *factors = scale ? scale + sample * channels : nullptr, *terms = scale ? shift + sample * channels : nullptr;
+        const After before{factors, terms, nullptr, activation, slope, nullptr, nullptr, nullptr};
+        const Narrow narrow{image + pixels * channels, height, width, channels, high, wide, panels, outputs, lanes, bias,
+                            scale || activation, before, out + pixels * outputs};
+        Lines lines(narrow);
+        band(narrow, height * part / bands, height * (part + 1) / bands, lines);
     }
 }
 }

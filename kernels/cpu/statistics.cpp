@@ -1,5 +1,7 @@
-// Statistics of a group norm after an edit, in one pass over the rows of the touched tiles. What `kernels/cpu/library.py` calls.
+// Statistics of a group norm, in one pass over the rows of the tiles that an edit touched or over a whole map. What
+// `kernels/cpu/library.py` calls.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -7,6 +9,7 @@
 namespace {
 
 constexpr int64_t WORTH_SHARING = 64 * 1024;  // values above which threads are woken
+constexpr int64_t PART = 256;                 // pixels of a whole map that are summed in float
 
 struct Rows {
     const float* values;  // (tiles * positions, channels)
@@ -37,6 +40,26 @@ void tile_sums(const Rows& rows, int64_t tile, const double* centre, float* sums
     }
 }
 
+struct Norm {
+    int64_t channels, groups;
+    const float *weight, *bias;  // (channels,) or null
+};
+
+// A sample's scale and shift (channels,), by the sums over its map of x - centre and of its square (2 * groups,).
+void affine(const double* totals, const double* centre, double map_values, double eps, const Norm& norm, float* scale, float* shift) {
+    const int64_t width = norm.channels / norm.groups;
+    for (int64_t g = 0; g < norm.groups; g++) {
+        const double first = totals[g] / map_values, second = totals[norm.groups + g] / map_values;
+        const double variance = second - first * first, mean = first + centre[g];
+        const double root = 1 / std::sqrt((variance > 0 ? variance : 0) + eps);
+        for (int64_t c = g * width; c < (g + 1) * width; c++) {
+            const double factor = norm.weight ? root * norm.weight[c] : root;
+            scale[c] = static_cast<float>(factor);
+            shift[c] = static_cast<float>((norm.bias ? norm.bias[c] : 0) - mean * factor);
+        }
+    }
+}
+
 }  // namespace
 
 // As `sige.kernels.ops.update_statistics_`: `sums` (., 2 * groups) is brought up to date at `tile_index` (tiles,); `old`
@@ -46,7 +69,7 @@ extern "C" void update_statistics(const float* values, int64_t tiles, int64_t po
                                   const int64_t* sample, const float* weight, const float* bias, double map_values, double eps,
                                   float* old, float* scale, float* shift, int64_t threads) {
     const Rows rows{values, tiles, positions, channels, groups};
-    const int64_t both = 2 * groups, width = channels / groups;
+    const int64_t both = 2 * groups;
     std::vector<float> fresh(tiles * both);
 #pragma omp parallel num_threads(threads) if (tiles * positions * channels > WORTH_SHARING)
     {
@@ -64,16 +87,36 @@ extern "C" void update_statistics(const float* values, int64_t tiles, int64_t po
             kept[i] = now[i];
         }
     }
+    for (int64_t b = 0; b < batch; b++)
+        affine(totals + b * both, centre + b * groups, map_values, eps, {channels, groups, weight, bias}, scale + b * channels, shift + b * channels);
+}
+
+// The same of whole maps `values` (batch, pixels, channels), of which nothing is remembered.
+extern "C" void map_statistics(const float* values, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, const float* weight,
+                               const float* bias, double eps, float* scale, float* shift, int64_t threads) {
+    const int64_t parts = (pixels + PART - 1) / PART, both = 2 * groups, width = channels / groups;
+    std::vector<double> centre(groups), totals(both);
+    std::vector<float> sums(parts * both);
     for (int64_t b = 0; b < batch; b++) {
-        for (int64_t g = 0; g < groups; g++) {
-            const double first = totals[b * both + g] / map_values, second = totals[b * both + groups + g] / map_values;
-            const double variance = second - first * first, mean = first + centre[b * groups + g];
-            const double root = 1 / std::sqrt((variance > 0 ? variance : 0) + eps);
-            for (int64_t c = g * width; c < (g + 1) * width; c++) {
-                const double factor = weight ? root * weight[c] : root;
-                scale[b * channels + c] = static_cast<float>(factor);
-                shift[b * channels + c] = static_cast<float>((bias ? bias[c] : 0) - mean * factor);
+        const float* map = values + b * pixels * channels;
+        for (int64_t g = 0; g < groups; g++) {  // the first pixel's mean: near enough to the map's for the sums not to cancel
+            double sum = 0;
+            for (int64_t c = g * width; c < (g + 1) * width; c++) sum += map[c];
+            centre[g] = sum / width;
+        }
+#pragma omp parallel num_threads(threads) if (pixels * channels > WORTH_SHARING)
+        {
+            std::vector<float> apart(3 * channels);
+#pragma omp for schedule(static)
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t first = part * PART, count = pixels - first < PART ? pixels - first : PART;
+                tile_sums({map + first * channels, 1, count, channels, groups}, 0, centre.data(), sums.data() + part * both, apart);
             }
         }
+        std::fill(totals.begin(), totals.end(), 0.0);
+        for (int64_t part = 0; part < parts; part++)
+            for (int64_t i = 0; i < both; i++) totals[i] += sums[part * both + i];
+        affine(totals.data(), centre.data(), static_cast<double>(pixels * width), eps, {channels, groups, weight, bias},
+               scale + b * channels, shift + b * channels);
     }
 }

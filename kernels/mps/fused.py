@@ -3,9 +3,10 @@
 
 from sige.kernels.activations import apply_
 from sige.kernels.mps import launch
-from sige.kernels.mps.convolution import conv_rows, linear_rows
+from sige.kernels.mps.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.mps.gather import exchange_rows_
 from sige.kernels.mps.normalization import affine_rows
+from sige.kernels.normalized_map import normalize_map
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
@@ -36,3 +37,10 @@ def conv_rows_fused(
     if target is not None:
         second = exchange_rows_(target, positions, made if second is empty else second)
     return made if raw else empty, second
+
+
+def conv_map_fused(
+    image, weight, bias, stride, padding, dilation, groups, norm_groups, norm_weight, norm_bias, eps, activation, slope
+):
+    image = normalize_map(image, norm_groups, norm_weight, norm_bias, eps, activation, slope)
+    return conv_map(image, weight, bias, stride, padding, dilation, groups)

@@ -2,7 +2,8 @@
 
 import torch.nn.functional as F
 
-from sige.kernels.reference.convolution import conv_rows, linear_rows
+from sige.kernels.normalized_map import normalize_map
+from sige.kernels.reference.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.reference.gather import exchange_rows_
 from sige.kernels.reference.normalization import affine_rows
 
@@ -37,3 +38,10 @@ def conv_rows_fused(
     elif second is made:
         second = empty
     return made if raw else empty, second
+
+
+def conv_map_fused(
+    image, weight, bias, stride, padding, dilation, groups, norm_groups, norm_weight, norm_bias, eps, activation, slope
+):
+    image = normalize_map(image, norm_groups, norm_weight, norm_bias, eps, activation, slope)
+    return conv_map(image, weight, bias, stride, padding, dilation, groups)

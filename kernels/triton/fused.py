@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 
 from sige.kernels.backends import Declined
+from sige.kernels.normalized_map import normalize_map
 from sige.kernels.triton import epilogue, launch
-from sige.kernels.triton.convolution import rows_product
+from sige.kernels.triton.convolution import conv_map, rows_product
 
 _BLOCK = 2048  # elements a program holds
 
@@ -71,3 +72,10 @@ def conv_rows_fused(
     out = rows_product(source, index, weight, bias, groups, rows=count, raw=raw, after=after)
     empty = weight.new_empty(0, width)
     return empty if out is None else out, empty if after["second"] is None else after["second"]
+
+
+def conv_map_fused(
+    image, weight, bias, stride, padding, dilation, groups, norm_groups, norm_weight, norm_bias, eps, activation, slope
+):
+    image = normalize_map(image, norm_groups, norm_weight, norm_bias, eps, activation, slope)
+    return conv_map(image, weight, bias, stride, padding, dilation, groups)

@@ -2,10 +2,11 @@
 
     conv_rows or linear_rows [-> first rows] [-> + vector] [-> + residual] [-> affine_rows] [-> activate_rows] [-> exchange_rows_]
     affine_rows or activate_rows [-> activate_rows] [-> exchange_rows_]
+    normalize_map [-> normalize_map] [-> conv_map]
 
-become one operator each, ``conv_rows_fused`` and ``activate_rows``. The fused operator stands in the place of the last of those that it
-stands for, where all that it takes is known. It may stand there when nothing in between needs what only it makes, or writes to what it
-reads. On the CPU its bits are those of the operators one by one.
+become one operator each, ``conv_rows_fused``, ``activate_rows`` and ``conv_map_fused`` or ``normalize_map``. The fused operator stands
+in the place of the last of those that it stands for, where all that it takes is known. It may stand there when nothing in between needs
+what only it makes, or writes to what it reads. On the CPU its bits are those of the operators one by one.
 """
 
 import torch
@@ -22,7 +23,7 @@ def fuse(calls, looks, at_end):
     calls: as `Tracer.calls`.   looks: number -> Look.   at_end: numbers of tensors that the step gives or leaves behind.
     """
     calls = straightened(shared(calls, looks, at_end), looks, at_end)
-    for begin in (_Convolution, _Affine):
+    for begin in (_Convolution, _Affine, _Map):
         calls = _Fusion(calls, looks, at_end).run(begin)
     return calls
 
@@ -273,4 +274,46 @@ def _residual(fusion, chain):
         return None
     place, chain.residual, chain.result = found
     chain.places.append(place)
+    return chain
+
+
+class _Map:
+    """Chains that begin with a whole map's norm or activation."""
+
+    @staticmethod
+    def at(fusion, place):
+        call = fusion.calls[place]
+        if call[0] is not _sige.normalize_map.default:
+            return None
+        chain = _Chain(place, call[3][0])
+        chain.image, *chain.norm, chain.activation, chain.slope = call[1]
+        chain.convolution = None
+        return fusion.grown(chain, _map_activation, _map_convolution)
+
+    @staticmethod
+    def call(fusion, chain):
+        norm = (*chain.norm, chain.activation, chain.slope)
+        if chain.convolution is None:
+            return _sige.normalize_map.default, (chain.image, *norm), {}, [chain.result]
+        return _sige.conv_map_fused.default, (chain.image, *chain.convolution, *norm), {}, [chain.result]
+
+
+def _map_activation(fusion, chain):
+    place = fusion.only_user(chain.result)
+    if place is None or chain.activation != "none" or fusion.calls[place][0] is not _sige.normalize_map.default:
+        return None
+    _, (_, groups, *_, chain.activation, chain.slope), _, (chain.result,) = fusion.calls[place]
+    chain.places.append(place)
+    return None if groups else chain
+
+
+def _map_convolution(fusion, chain):
+    place = fusion.only_user(chain.result)
+    if place is None or fusion.calls[place][0] is not _sige.conv_map.default:
+        return None
+    _, (image, *chain.convolution), _, (result,) = fusion.calls[place]
+    chain.places.append(place)
+    if image != chain.result:
+        return None
+    chain.result = result
     return chain

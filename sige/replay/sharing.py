@@ -5,6 +5,7 @@ import torch
 
 from sige.replay.tracer import Ref, references
 
+_SCALES = (torch.ops.aten.div.Tensor, torch.ops.aten.mul.Tensor)
 _RESHAPES = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -34,7 +35,8 @@ def written(call):
 
 def shared(calls, looks, at_end):
     """The calls without those that compute anew what an earlier one computed of the same tensors, such as the activation of a time
-    embedding before each block's projection. Neither what they take nor what they give may be written to in the step."""
+    embedding before each block's projection, or that change nothing. Neither what they take nor what they give may be written to in the
+    step."""
     touched = {looks[ref].storage for call in calls for ref in written(call)}
     known, renamed, kept = {}, {}, []
     for call in calls:
@@ -43,6 +45,9 @@ def shared(calls, looks, at_end):
             refs = [*references(call[1:3])]
             free = refs and not any(looks[ref].storage in touched for ref in (*refs, *call[3]))
             if free and not any(ref in at_end for ref in call[3]):
+                if _changes_nothing(call, looks):
+                    renamed[call[3][0]] = call[1][0]
+                    continue
                 key = repr((str(call[0]), call[1:3]))
                 if key in known:
                     renamed.update(zip(call[3], known[key]))
@@ -50,6 +55,15 @@ def shared(calls, looks, at_end):
                 known[key] = call[3]
         kept.append(call)
     return kept
+
+
+def _changes_nothing(call, looks):
+    """Whether a call gives what it takes, such as the division by a residual scale of 1."""
+    func, args, kwargs, _ = call
+    if func not in _SCALES or kwargs or isinstance(args[1], Ref) or args[1] != 1:
+        return False
+    before, after = looks[args[0]], looks[call[3][0]]
+    return (before.shape, before.dtype) == (after.shape, after.dtype)
 
 
 def straightened(calls, looks, at_end):

@@ -72,7 +72,9 @@ def instance_norm(
 def _plain(forward, func, input, num_groups, weight, bias, eps):
     """A plain map. With ``norm="cached"`` the recorded statistics hold here too, as in SIGE's dense levels."""
     if forward.policy.norm != "cached" or forward.is_dense_here() or input.dim() < 3:
-        return func(input, num_groups, weight, bias, eps)
+        if forward.recording or input.dim() != 4:
+            return func(input, num_groups, weight, bias, eps)
+        return ops.normalize_map(input, num_groups, weight, bias, eps)
     key = forward.key("norm")
     if forward.recording:
         out, mean, rstd = _native(input, num_groups, weight, bias, eps)

@@ -30,23 +30,37 @@ _INPLACE = {
     T.clamp, T.square, T.float, T.half, T.bfloat16, T.to, T.type, torch.clip, T.clip, T.pow, T.__pow__,
 )  # fmt: skip
 def unary(forward, func, x, *args, **kwargs):
+    place = _INPLACE.get(func, len(args))
+    in_place = kwargs.get("inplace", False) or any(args[place:])
+    settings = {name: value for name, value in kwargs.items() if name not in ("inplace", "memory_format")}
+    if _is_map(forward, x) and not in_place and (named := _named_activation(func, *args[:place], **settings)):
+        return ops.normalize_map(x, 0, activation=named[0], slope=named[1])
     if not isinstance(x, ActiveTensor) or any(isinstance(leaf, T) and leaf.dim() for leaf in (*args, *kwargs.values())):
         return otherwise(forward, func, (x, *args), kwargs)
     if any(x.pad) and func in _MOVES_ZERO:
         return otherwise(forward, func, (x, *args), kwargs)
-    place = _INPLACE.get(func, len(args))
-    in_place, args = any(args[place:]), args[:place]
-    if kwargs.pop("inplace", False) or in_place:
-        rows = func(x.rows, *args, **kwargs)
+    args = args[:place]
+    if in_place:
+        rows = func(x.rows, *args, **settings)
         overwrite(forward, x, func)
         x.rows, x.source = rows, None
         return x
-    kwargs.pop("memory_format", None)
-    named = _named_activation(func, *args, **kwargs)
+    named = _named_activation(func, *args, **settings)
     if named is None or x.rows.dim() != 2 or not x.rows.is_floating_point():
-        return x.with_rows(func(x.rows, *args, **kwargs))
+        return x.with_rows(func(x.rows, *args, **settings))
     activation, slope = named
     return x.with_rows(ops.activate_rows(x.rows, activation=activation, slope=slope))
+
+
+def _is_map(forward, x):
+    """Whether ``x`` is a whole map of a level that runs dense while the others are edited."""
+    plain = not isinstance(x, ActiveTensor) and isinstance(x, T) and x.dim() == 4 and x.is_floating_point()
+    return (
+        plain
+        and not forward.recording
+        and not forward.is_dense_here()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _named_activation(func, *args, **kwargs):

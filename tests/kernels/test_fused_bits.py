@@ -35,3 +35,21 @@ def test_the_bits_are_those_of_the_operators_one_by_one(backend, map_number, num
         made, second = one_by_one(case, activation)
         raw, _ = ops.conv_rows_fused(**case.given)
     assert (torch.equal(raw, made), torch.equal(case.target[case.places], second.to(case.target.dtype))) == (True, True)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("groups", [0, 8], ids=["no norm", "norm"])
+@pytest.mark.parametrize("outputs", [3, 32])
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16], ids=["float32", "bfloat"])
+@pytest.mark.parametrize("backend", ["composed", "cpu"])
+def test_the_bits_of_a_map_are_those_of_the_operators_one_by_one(backend, number, outputs, groups, activation):
+    image, weight, bias, norm_weight, norm_bias = (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(number)
+        for seed, shape in enumerate([(2, 24, 20, 30), (outputs, 24, 3, 3), (outputs,), (24,), (24,)])
+    )
+    given = bias, (1, 1), (1, 1), (1, 1), 1
+    with backends.forced(backend):
+        fused = ops.conv_map_fused(image, weight, *given, groups, norm_weight, norm_bias, 1e-5, activation, SLOPE)
+        made = ops.normalize_map(image, groups, norm_weight, norm_bias) if groups else image
+        apart = ops.conv_map(ops.normalize_map(made, 0, activation=activation, slope=SLOPE), weight, *given)
+    assert torch.equal(fused, apart)

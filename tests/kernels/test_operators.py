@@ -201,6 +201,11 @@ def arguments():
             *(random(12, 8), random(10, 8, seed=1), index, torch.zeros(2, 4), torch.full((2, 8), 90.0)),
             *(torch.tensor([0, 0, 1]), random(8), None, 4, 40, 1e-5),
         ),
+        "normalize_map": (random(2, 8, 7, 9), 4, random(8), None, 1e-5, "leaky_relu", 0.1),
+        "conv_map_fused": (
+            *(random(2, 16, 7, 9), random(3, 16, 3, 3, seed=3), random(3), (1, 1), (1, 1), (1, 1), 1),
+            *(4, random(16), random(16, seed=2), 1e-5, "silu", 0.0),
+        ),
         "compact": (random(2, 5, 7) > 0, 40),
         "attend": (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 6, seed=2), None, 0.3),
     }
@@ -254,6 +259,12 @@ def test_whole_convolution_formula():
     with FlopCounterMode(display=False) as counter:
         torch.ops.sige.conv_map(random(2, 8, 7, 9), random(16, 4, 3, 3), None, (2, 1), (1, 0), (1, 2), 2)
     assert counter.get_total_flops() == 2 * (2 * 4 * 5) * 9 * 4 * 16
+
+
+def test_whole_fused_convolution_formula():
+    with FlopCounterMode(display=False) as counter:
+        ops.conv_map_fused(random(2, 8, 7, 9), random(3, 8, 3, 3), padding=(1, 1), norm_groups=4, activation="silu")
+    assert counter.get_total_flops() == 2 * (2 * 7 * 9) * 9 * 8 * 3
 
 
 def test_fused_formula():

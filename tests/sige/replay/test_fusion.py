@@ -111,6 +111,43 @@ def test_an_activation_goes_into_the_norms_map(activation):
     assert names(lambda g: into_map(g, activation(g.affine(g.residual)))) == ["activate_rows"]
 
 
+def whole(given, *steps):
+    """A map through norm (8 groups), activation or convolution, one after the other."""
+    made = given.source.view(1, 4, 10, 8).permute(0, 3, 1, 2)
+    for step in steps:
+        if step == "norm":
+            made = ops.normalize_map(made, 8)
+        elif step == "conv":
+            made = ops.conv_map(made, given.weight, given.bias, padding=(1, 1))
+        else:
+            made = ops.normalize_map(made, 0, activation=step, slope=0.2)
+    return made
+
+
+@pytest.mark.parametrize(
+    "steps, expected",
+    [
+        pytest.param(["norm", "silu", "conv"], ["conv_map_fused"], id="norm and activation"),
+        pytest.param(["norm", "conv"], ["conv_map_fused"], id="norm"),
+        pytest.param(["leaky_relu", "conv"], ["conv_map_fused"], id="activation"),
+        pytest.param(["norm", "relu"], ["normalize_map"], id="no convolution"),
+        pytest.param(["conv", "norm", "silu"], ["conv_map", "normalize_map"], id="convolution first"),
+        pytest.param(["silu", "norm", "conv"], ["normalize_map", "conv_map_fused"], id="activation before the norm"),
+        pytest.param(["silu", "relu", "conv"], ["normalize_map", "conv_map_fused"], id="two activations"),
+    ],
+)
+def test_what_a_whole_map_goes_through_goes_into_its_convolution(steps, expected):
+    assert names(lambda given: whole(given, *steps)) == expected
+
+
+def test_a_whole_map_that_others_need_too_stays():
+    def step(given):
+        made = whole(given, "norm", "silu")
+        return made, ops.conv_map(made, given.weight, given.bias, padding=(1, 1))
+
+    assert names(step) == ["normalize_map", "conv_map"]
+
+
 def statistics_first(given):
     """A norm whose shift depends on the rows, as an incremental one does."""
     rows = given.conv()
@@ -181,6 +218,21 @@ def test_what_must_stay_apart_does(step, expected):
 
 def test_what_is_computed_twice_is_computed_once():
     assert names(lambda g: (F.silu(g.vector) + 1, F.silu(g.vector) * 2)) == ["silu", "add", "mul"]
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        pytest.param(lambda g: (g.residual / 1.0) + g.shift, ["add"], id="divided by one"),
+        pytest.param(lambda g: (g.residual * 1) + g.shift, ["add"], id="times one"),
+        pytest.param(lambda g: (g.residual / 2) + g.shift, ["div", "add"], id="divided by two"),
+        pytest.param(lambda g: (g.sample[:, None] / 1) + g.scale, ["div", "add"], id="divided into floats"),
+        pytest.param(lambda g: g.residual / 1.0, ["div"], id="what the step gives"),
+        pytest.param(lambda g: (g.residual / 1.0).mul_(2) + g.shift, ["div", "mul_", "add"], id="written to"),
+    ],
+)
+def test_a_scale_of_one_is_left_out(step, expected):
+    assert names(step) == expected
 
 
 def test_what_is_computed_of_a_tensor_that_changes_is_computed_anew():

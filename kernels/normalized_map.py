@@ -1,0 +1,15 @@
+"""A whole map through group norm and activation, for the backends that are made of PyTorch's operators."""
+
+import torch
+import torch.nn.functional as F
+
+from sige.kernels.activations import apply_
+
+
+def normalize_map(image, groups, weight, bias, eps, activation, slope):
+    if (
+        groups == image.shape[1]
+    ):  # channels-last, PyTorch sums squares in float32: too few digits for channels that vary by little
+        image = image.contiguous()
+    out = F.group_norm(image, groups, weight, bias, eps) if groups else image.clone()
+    return apply_(out.contiguous(memory_format=torch.channels_last), activation, slope)
