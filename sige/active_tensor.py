@@ -97,8 +97,15 @@ def rows_at(plain, axes, active):
     """Rows (n, features...) of a plain tensor at the positions of ``active``, without copying the rest."""
     if active.full:
         return full_rows(plain, axes)
-    if axes == ("b", "f", "h", "w") and not plain.is_contiguous(memory_format=torch.channels_last):
-        area = active.height * active.width
-        places = active.positions
-        return plain.flatten(2).permute(0, 2, 1)[places // area, places % area]
+    if axes == ("b", "f", "h", "w"):
+        return rows_of_map(plain, active.positions)
     return full_rows(plain, axes).index_select(0, active.positions)
+
+
+def rows_of_map(plain, index):
+    """Rows (n, C) of a plain map (B, C, H, W) at flat row numbers ``index``, without copying the rest."""
+    batch, _, height, width = plain.shape
+    area, step = height * width, plain.stride(3)
+    if plain.stride(2) == width * step and (batch == 1 or plain.stride(0) == area * step):
+        return plain.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, index)
+    return plain.flatten(2).permute(0, 2, 1)[index // area, index % area]

@@ -7,10 +7,11 @@ positions of the coarser or finer level from the rows that each of them reads.
 import torch
 import torch.nn.functional as F
 
-from sige.active_tensor import ActiveTensor
+from sige.active_tensor import ActiveTensor, full_rows, rows_of_map
 from sige.kernels import ops
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.windows import Window
 
 _IMAGE = ("b", "f", "h", "w")
 
@@ -76,8 +77,11 @@ def _input_map(forward, func, input, size, scale_factor, mode, factor, kwargs):
     key = (id(input), height, width)
     if key not in forward.resized:  # made once for all layers of the level; the tensor kept keeps its id its own
         level = forward.plan.level_set(height, width)
-        sample, y, x = _places(level)
-        rows = input.permute(0, 2, 3, 1)[sample, y * steps[0], x * steps[1]]
+        if level.full:
+            rows = full_rows(input[:, :, :: steps[0], :: steps[1]], _IMAGE)
+        else:
+            picked = Window(tuple(input.shape[2:]), (height, width), (1, 1), steps, (0, 0), (1, 1))
+            rows = rows_of_map(input, forward.plan.window_rows(level, picked)[:, 0])
         forward.resized[key] = (ActiveTensor(rows, level, _IMAGE), input)
     return forward.resized[key][0]
 

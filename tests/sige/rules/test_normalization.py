@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sige
+from sige.rules import normalization
 
 BODIES = {
     "affine": lambda: nn.GroupNorm(4, 8),
@@ -187,6 +188,21 @@ def test_batch_norm_is_the_dense_models_whatever_the_policy(trial, make, norm):
 def test_batch_norm_remembers_nothing(trial):
     kinds = trial(BATCH[0].values[0], mask="small").session.state_bytes()
     assert not {"norm_sums", "norm_stats", "fallback"} & kinds.keys()
+
+
+@pytest.mark.parametrize("changed", ["running_mean", "running_var", "weight", "bias"])
+def test_a_batch_norm_that_is_written_to_is_what_it_is_now(changed):
+    norm, rows = (
+        with_statistics(nn.BatchNorm2d(8)).eval(),
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(1)),
+    )
+    layer = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    first, again = (normalization._of_running(*layer, norm.eps, rows.dtype) for _ in range(2))
+    with torch.no_grad():
+        getattr(norm, changed).mul_(2)
+        scale, shift = normalization._of_running(*layer, norm.eps, rows.dtype)
+        exact = norm(rows[:, :, None, None])[:, :, 0, 0]
+    assert (first is again, torch.allclose(rows * scale + shift, exact, atol=1e-6)) == (True, True)
 
 
 class OnColumns(nn.Module):
