@@ -18,7 +18,7 @@ namespace {
 // Rows of a block, two vectors of each: sums in 24 of 32 registers, 12 of 16, 16 of 32.
 constexpr int HIGH = LANES == 16 ? 12 : LANES == 8 ? 6 : 8;
 constexpr int WIDE = 2 * LANES;               // outputs of a whole panel
-constexpr int64_t DEPTH = 1024;               // products that are summed at a time, in whole taps
+constexpr int64_t DEPTH = 1152;               // products that are summed at a time, in whole taps
 constexpr int64_t BURST = 16, LINE = 16;      // channels between two looks ahead; floats of a cache line
 constexpr int64_t CHUNK = 128;                // blocks of rows that one thread takes at a time
 constexpr int64_t FOUR = 4;                   // outputs of a narrow convolution that are summed at a time
@@ -73,11 +73,15 @@ void block(const Task& task, const Panel& panel, Ahead ahead, int64_t row, int64
     constexpr int wide = columns * LANES;
     Vector sums[rows][columns] = {};
     const float* weights = panel.weights + tap * task.channels * wide;
-    // Remembered maps lie in main memory: the rows below are fetched with the first panels, those to be written before they are.
+    // Remembered maps lie in main memory: the rows below are fetched with the first panels, those to be written or added before they are.
     const bool fresh = panel.first < 2 * WIDE && row + 2 * rows <= task.count;
-    for (int r = 0; last == task.taps && task.after.target && r < rows; r++)
-        for (int v = 0; v < columns; v++)
-            __builtin_prefetch(task.after.target + task.after.positions[row + r] * task.outputs + panel.first + v * LANES, 1, 3);
+    for (int r = 0; last == task.taps && r < rows; r++) {
+        const int64_t column = panel.first, place = (row + r) * task.outputs + column;
+        for (int v = 0; task.after.target && v < columns; v++)
+            __builtin_prefetch(task.after.target + task.after.positions[row + r] * task.outputs + column + v * LANES, 1, 3);
+        for (int v = 0; task.residual && v < columns; v++) __builtin_prefetch(task.residual + place + v * LANES, 0, 3);
+        for (int v = 0; tap > 0 && v < columns; v++) __builtin_prefetch(task.partial + place + v * LANES, 1, 3);
+    }
     for (int64_t t = tap; t < last; t++) {
         const float *from[rows], *below[rows];
         for (int r = 0; r < rows; r++) from[r] = input(task, row + r, t);
