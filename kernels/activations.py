@@ -13,6 +13,13 @@ def check(activation):
     return activation
 
 
+def applied(values, activation, slope):
+    """``values`` through an activation, as new values; themselves where there is none. As `apply_` otherwise."""
+    if activation == "leaky_relu":
+        return F.leaky_relu(values, slope)
+    return values if activation == "none" else getattr(F, activation)(values)
+
+
 def apply_(values, activation, slope):
     """Apply an activation to ``values`` in place; returns them. ``slope``: of ``leaky_relu`` below zero. ``gelu`` is the exact one."""
     if activation == "silu":

@@ -3,13 +3,16 @@
 import torch
 import torch.nn.functional as F
 
-from sige.kernels.activations import apply_
+from sige.kernels.activations import applied, apply_
 
 
 def normalize_map(image, groups, weight, bias, eps, activation, slope):
+    if not groups:
+        out = image.clone() if activation == "none" else applied(image, activation, slope)
+        return out.contiguous(memory_format=torch.channels_last)
     if (
         groups == image.shape[1]
     ):  # channels-last, PyTorch sums squares in float32: too few digits for channels that vary by little
         image = image.contiguous()
-    out = F.group_norm(image, groups, weight, bias, eps) if groups else image.clone()
+    out = F.group_norm(image, groups, weight, bias, eps)
     return apply_(out.contiguous(memory_format=torch.channels_last), activation, slope)

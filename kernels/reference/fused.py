@@ -1,22 +1,15 @@
 """Fused operators, as the operators that they stand for, one after the other. The contract stands in ``sige.kernels.ops``."""
 
-import torch.nn.functional as F
-
+from sige.kernels.activations import applied
 from sige.kernels.normalized_map import normalize_map
 from sige.kernels.reference.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.reference.gather import exchange_rows_
 from sige.kernels.reference.normalization import affine_rows
 
 
-def _activated(values, activation, slope):
-    if activation == "leaky_relu":
-        return F.leaky_relu(values, slope)
-    return values if activation == "none" else getattr(F, activation)(values)
-
-
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
     rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
-    rows = _activated(rows, activation, slope)
+    rows = applied(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
 
 
@@ -32,7 +25,7 @@ def conv_rows_fused(
         made = made + residual
     empty = made.new_empty(0, made.shape[1])
     second = made if scale is None else affine_rows(made, scale, shift, sample)
-    second = _activated(second, activation, slope)
+    second = applied(second, activation, slope)
     if target is not None:
         second = exchange_rows_(target, positions, second)
     elif second is made:

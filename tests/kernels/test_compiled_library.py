@@ -198,6 +198,45 @@ def test_a_whole_map_to_a_few_channels(compiled, biased, batch, height, width, c
     assert torch.allclose(product.narrow_map(image, weight, bias).double(), exact, atol=1e-4)
 
 
+def through_norm_and_activation(batch, height, width, channels, outputs, kernel):
+    """What the compiled kernels make of a map far from zero, through norm, activation and a narrow convolution, and what is exact."""
+    image = (random(batch, channels, height, width) + 30).contiguous(memory_format=torch.channels_last)
+    weight, scale, shift = (
+        random(outputs, channels, *kernel, seed=1),
+        random(channels, seed=2),
+        random(channels, seed=3),
+    )
+    affine = product.map_affine(image, 2, scale, shift, 1e-5)
+    got = product.narrow_map(image, weight, None, *affine, "silu")
+    exact = F.silu(F.group_norm(image.double(), 2, scale.double(), shift.double()))
+    return got, F.conv2d(exact, weight.double(), padding=tuple(side // 2 for side in kernel))
+
+
+@pytest.mark.parametrize("shape", NARROW.values(), ids=NARROW)
+def test_a_whole_map_through_norm_and_activation(compiled, shape):
+    got, exact = through_norm_and_activation(*shape)
+    assert torch.allclose(got.double(), exact, atol=2e-4)
+
+
+@built
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the options are those of x86")
+@pytest.mark.parametrize("option", ["-mno-avx512f", "-mno-avx"], ids=["256 bits", "128 bits"])
+def test_a_whole_map_in_narrower_vectors(narrower, monkeypatch, option):
+    monkeypatch.setattr(product, "library", lambda: narrower(option))
+    got, exact = through_norm_and_activation(2, 11, 40, 36, 3, (3, 3))
+    assert torch.allclose(got.double(), exact, atol=2e-4)
+
+
+@pytest.mark.parametrize("pixels", [1, 255, 256, 1023], ids=lambda count: f"{count} pixels")
+@pytest.mark.parametrize("groups", [1, 4, 24])
+def test_a_whole_maps_statistics(compiled, groups, pixels):
+    image = (0.01 * random(2, 24, pixels, 3) + 7).contiguous(memory_format=torch.channels_last)
+    scale, shift = product.map_affine(image, groups, None, None, 1e-6)
+    made = image.double() * scale[:, :, None, None].double() + shift[:, :, None, None].double()
+    exact = F.group_norm(image.double(), groups, eps=1e-6)
+    assert torch.allclose(made, exact, atol=1e-3)
+
+
 @pytest.mark.parametrize("stride, padding, dilation", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 0, 1)])
 def test_a_map_of_a_few_positions(compiled, stride, padding, dilation):
     image, weight, bias = random(2, 20, 7, 5), random(40, 20, 3, 3, seed=1), random(40, seed=2)
