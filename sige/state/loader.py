@@ -5,7 +5,9 @@ first. While a step runs, the step after it is on its way, where the budget has 
 pinned memory and copied on a stream of their own, and the model's stream waits, not the host.
 """
 
+import contextlib
 import dataclasses
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,6 +103,14 @@ def _moved(one, rows):
     return count * one.data.shape[1] * one.data.element_size()
 
 
+def _leave_the_models_core():
+    """A thread begins on the cores of the one that makes it, and where OpenMP binds threads, that is the model's own core alone: this one
+    may run wherever the process that started ours may."""
+    if os.environ.get("OMP_PROC_BIND") and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+
+
 class Loader:
     """One worker thread and its buffers, on the device where the model computes.
 
@@ -112,7 +122,7 @@ class Loader:
         self.copier = CudaCopier(device) if device.type == "cuda" else Copier()
         self.buffers = Buffers(self.copier.empty)
         self.waited, self.loaded = 0.0, 0
-        self._worker = ThreadPoolExecutor(1, "sige-state")
+        self._worker = ThreadPoolExecutor(1, "sige-state", initializer=_leave_the_models_core)
 
     def submit(self, work, *args):
         """Run ``work`` on the worker thread, after what was submitted before; a future."""
