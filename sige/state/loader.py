@@ -104,8 +104,8 @@ def _moved(one, rows):
 
 
 def _leave_the_models_core():
-    """A thread begins on the cores of the one that makes it, and where OpenMP binds threads, that is the model's own core alone: this one
-    may run wherever the process that started ours may."""
+    """A thread begins on the cores of the one that makes it, and where OpenMP binds threads, that is the model's own core alone: this
+    one may run wherever the process that started ours may."""
     if os.environ.get("OMP_PROC_BIND") and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
