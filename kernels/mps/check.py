@@ -63,6 +63,11 @@ def cases(dtype):
     image = random(2, 24, 20, 20, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = random(17, 24, 3, 3, dtype=dtype, seed=1)
     yield "conv_map", "stride 2", (image, weight, random(17, dtype=dtype, seed=2), (2, 2), (1, 1), (1, 1), 1)
+    norm = (4, random(24, dtype=dtype, seed=5), random(24, dtype=dtype, seed=6), 1e-5, "silu", 0.0)
+    yield "normalize_map", "4 groups, silu", (image, *norm)
+    yield "normalize_map", "leaky relu alone", (image, 0, None, None, 1e-5, "leaky_relu", 0.1)
+    arguments = (image, weight[:3], random(3, dtype=dtype, seed=2), (1, 1), (1, 1), (1, 1), 1, *norm)
+    yield "conv_map_fused", "4 groups, silu, 24 to 3", arguments
     for count, channels, outputs in ((1, 72, 17), (77, 1024, 64), (400, 24, 130)):
         weight, bias = random(outputs, channels, dtype=dtype, seed=1), random(outputs, dtype=dtype, seed=2)
         yield (

@@ -81,7 +81,8 @@ def _input_map(forward, func, input, size, scale_factor, mode, factor, kwargs):
             rows = full_rows(input[:, :, :: steps[0], :: steps[1]], _IMAGE)
         else:
             picked = Window(tuple(input.shape[2:]), (height, width), (1, 1), steps, (0, 0), (1, 1))
-            rows = rows_of_map(input, forward.plan.window_rows(level, picked)[:, 0])
+            places = forward.plan.window_rows(level, picked)[: level.count]  # what hangs over a border reads nothing
+            rows = rows_of_map(input, places[:, 0])
         forward.resized[key] = (ActiveTensor(rows, level, _IMAGE), input)
     return forward.resized[key][0]
 
