@@ -77,8 +77,7 @@ def describe(hardware: dict) -> dict:
         "kernel_backend": hardware.get("backend"),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "omp_proc_bind": os.environ.get("OMP_PROC_BIND", "default"),
-        "cores": psutil.cpu_count(logical=False)
-        or os.cpu_count(),  # of the machine: this process may be bound to one of them
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),  # the machine's: this process may be bound to one
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "memory_mib": memory.total >> 20,
         "memory_free_mib": memory.available >> 20,

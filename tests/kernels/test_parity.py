@@ -232,7 +232,6 @@ def normalized(dtype, layout, groups, activation, channels=24):
     if activation != "none":
         exact = getattr(F, activation)(exact)
     operands = image.contiguous(memory_format=layout), groups, weight, bias, 1e-3, activation, 0.01
-    # Sixteen bits round between the norm and the activation.
     return operands, exact
 
 
