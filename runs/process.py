@@ -30,8 +30,7 @@ def environment(hardware: dict, sleep: bool = False) -> dict[str, str]:
     """Environment of a worker: threads, allocator and kernel backend of the hardware's configuration, and the place of our package.
 
     sleep: its threads wait for each other asleep, not spinning. Spinning ones that take all cores are bound to a core each
-    (on Linux): a scheduler that gathers the threads of a process on few processors, as virtual machines' do, otherwise has
-    them share one for minutes (GauGAN's edit on two cores: 180 ms for 105).
+    (on Linux), so that none is moved, or put beside another, between two steps that are compared.
     """
     import sige
     from sige.runs.environment import cores
