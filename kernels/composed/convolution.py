@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sige.kernels.weights import state
+from sige.kernels.kept import Kept
 
 CHUNK_BYTES = 4 << 20  # of gathered input at a time, so that the product reads it from cache
 ONE_CHUNK_BYTES = 10 << 20  # up to here one product beats several
@@ -21,9 +21,7 @@ _VECTOR = 16  # float32 numbers in the widest vector register
 _LEAST_ROWS = 4  # below, reading the weights once is all there is to do
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _logger = logging.getLogger(__name__)
-_packed = WeakTensorKeyDictionary()
-_packed_maps = WeakTensorKeyDictionary()
-_tap_matrices = WeakTensorKeyDictionary()
+_packed, _packed_maps, _tap_matrices = Kept(), Kept(), Kept()
 _outside = WeakTensorKeyDictionary()
 
 
@@ -40,7 +38,7 @@ def prepacking():
 
 def packed_bytes():
     """Bytes held by prepacked copies of weights, over all live weights."""
-    return sum(weight.nbytes for weight in _packed) + sum(weight.nbytes for weight in _packed_maps)
+    return sum(weight.nbytes for packed in (_packed, _packed_maps) for weight, _ in packed.items())
 
 
 def _matrix(weight):
@@ -51,17 +49,10 @@ def _matrix(weight):
 
 def _pack(weight):
     """The prepacked matrix of a weight; remade when the weight changes. None where oneDNN would not gain."""
-    found = _packed.get(weight)
-    now = state(weight)
-    if found is None or found[0] != now:
-        # Few outputs or few inputs: oneDNN falls back to a slow reordering at every call.
-        if not prepacking() or weight.dtype not in _PACKED_DTYPES or weight.shape[0] < 16 or weight[0].numel() < 64:
-            return None
-        matrix = torch.ops.mkldnn._reorder_linear_weight(_matrix(weight).contiguous(), None)
-        # The storage is held too: as long as it lives, no other can have its address.
-        found = (now, matrix, weight.untyped_storage())
-        _packed[weight] = found
-    return found[1]
+    # Few outputs or few inputs: oneDNN falls back to a slow reordering at every call.
+    if not prepacking() or weight.dtype not in _PACKED_DTYPES or weight.shape[0] < 16 or weight[0].numel() < 64:
+        return None
+    return _packed.of(weight, lambda: torch.ops.mkldnn._reorder_linear_weight(_matrix(weight).contiguous(), None))
 
 
 def _product(rows, weight, bias):
@@ -136,15 +127,11 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
     if narrow(weight, stride, padding, dilation, groups):
         return _narrow_map(image, weight, bias)
     # oneDNN's blocking depends on the shape: one packed copy, for the shape last seen. Dense levels see one shape only.
-    signature = (state(weight), tuple(image.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
-    found = _packed_maps.get(weight)
-    if found is None or found[0] != signature:
-        pack = torch.ops.mkldnn._reorder_convolution_weight
-        packed = pack(weight.detach(), padding, stride, dilation, groups, list(image.shape))
-        found = (signature, packed, weight.untyped_storage())
-        _packed_maps[weight] = found
+    seen = tuple(padding), tuple(stride), tuple(dilation), groups, tuple(image.shape)
+    pack = torch.ops.mkldnn._reorder_convolution_weight
+    packed = _packed_maps.of(weight, lambda: pack(weight.detach(), *seen), *seen)
     out = torch.ops.mkldnn._convolution_pointwise(
-        image, found[1], bias, padding, stride, dilation, groups, "none", [], ""
+        image, packed, bias, padding, stride, dilation, groups, "none", [], ""
     )
     return out.contiguous(memory_format=torch.channels_last)
 
@@ -171,13 +158,9 @@ def _narrow_map(image, weight, bias):
 def _tap_matrix(weight):
     """Weight (O, C, kh, kw) as a matrix of C columns: one row for each tap and output channel, and rows of zeros up to whole
     vectors, with which the product takes two thirds of the time. Remade when the weight changes."""
-    found = _tap_matrices.get(weight)
-    if found is None or found[0] != state(weight):
-        matrix = weight.detach().permute(2, 3, 0, 1).reshape(-1, weight.shape[1])
-        matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % _VECTOR))
-        found = (state(weight), matrix, weight.untyped_storage())
-        _tap_matrices[weight] = found
-    return found[1]
+    zeros = -weight[:, 0].numel() % _VECTOR
+    taps = weight.detach().permute(2, 3, 0, 1)
+    return _tap_matrices.of(weight, lambda: F.pad(taps.reshape(-1, weight.shape[1]), (0, 0, 0, zeros)))
 
 
 def linear_rows(rows, weight, bias):

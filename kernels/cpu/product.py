@@ -4,13 +4,12 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.kernels.activations import ACTIVATIONS
 from sige.kernels.cpu.library import address, library, plain
-from sige.kernels.weights import state
+from sige.kernels.kept import Kept
 
-_held = WeakTensorKeyDictionary()
+_panelled = Kept()
 
 
 @functools.lru_cache(maxsize=None)
@@ -20,7 +19,7 @@ def _zeros(channels):
 
 def packed_bytes():
     """Bytes held by rearranged copies of weights, over all live weights."""
-    return sum(packed.nbytes for held in _held.values() for _, packed, _ in held.values())
+    return sum(packed.nbytes for _, packed in _panelled.items())
 
 
 def _in_panels(matrix):
@@ -36,13 +35,7 @@ def _in_panels(matrix):
 
 def _panels(weight, arranged):
     """``arranged`` (K, lanes), a view of the weight as a matrix, in panels. Made once for each state of the weight."""
-    held = _held.setdefault(weight, {})
-    found = held.get(arranged)
-    if found is None or found[0] != state(weight):
-        # The storage is held too: as long as it lives, no other can have its address.
-        found = (state(weight), _in_panels(arranged(weight.detach())), weight.untyped_storage())
-        held[arranged] = found
-    return found[1]
+    return _panelled.of(weight, lambda: _in_panels(arranged(weight.detach())), key=arranged)
 
 
 def _by_output(weight):

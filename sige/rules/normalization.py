@@ -11,11 +11,10 @@ Positions that are not edited keep the recorded affine map: their remembered act
 
 import torch
 import torch.nn.functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.active_tensor import ActiveTensor, full_view
 from sige.kernels import backends, ops
-from sige.kernels.weights import state
+from sige.kernels.kept import Kept
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.state.packed import is_packed
@@ -55,23 +54,20 @@ def batch_norm(
     )
 
 
-_held = WeakTensorKeyDictionary()
+_of_layers = Kept()
 
 
 def _of_running(mean, var, weight, bias, eps, dtype):
     """Scale and shift (1, C) of a batch norm, in ``dtype``, or in float32 for 16 bit. Made once for each state of the layer."""
-    given = [None if tensor is None else state(tensor) for tensor in (mean, var, weight, bias)]
-    signature = (*given, eps, dtype)
-    found = _held.get(var)
-    if found is None or found[0] != signature:
+
+    def make():
         wide = torch.promote_types(dtype, torch.float32)
         scale = (var.to(backends.widest(var.device.type)) + eps).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        # The storages are held too: as long as they live, no other tensor can have their addresses.
-        storages = [tensor.untyped_storage() for tensor in (mean, var, weight, bias) if tensor is not None]
-        found = _held[var] = signature, (scale.to(wide)[None], shift.to(wide)[None]), storages
-    return found[1]
+        return scale.to(wide)[None], shift.to(wide)[None]
+
+    return _of_layers.of(var, make, eps, dtype, weight is None, bias is None, others=(mean, weight, bias))
 
 
 @rule(F.instance_norm)

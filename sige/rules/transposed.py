@@ -9,17 +9,17 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.active_tensor import ActiveTensor, full_rows
 from sige.kernels import ops
+from sige.kernels.kept import Kept
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.windows import Window, rows_read
 
 _IMAGE = ("b", "f", "h", "w")
-_parts = WeakTensorKeyDictionary()
+_parts = Kept()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,27 +58,19 @@ class Transposed:
         return found
 
 
-def _state(tensor):
-    """Changes with a tensor: in place (version), by ``tensor.data = ...`` or ``module.to(dtype)`` (no new version)."""
-    return None if tensor.is_inference() else tensor._version, tensor.dtype, tensor.data_ptr()
-
-
 def phase_weights(weight, dtype, groups, geometry):
     """The weight (C, O/groups, kh, kw) as those of the phases: (O, C/groups, taps down, taps across) each, in ``dtype``.
 
     Made once for each state of the weight. Taps are reversed: the last reads the input position with the highest number.
     """
-    state = (*_state(weight), dtype, groups, geometry.stride)
-    found = _parts.get(weight)
-    if found is None or found[0] != state:
+
+    def make():
         plain = weight.detach().to(dtype)
         by_output = plain.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         down, across = geometry.stride
-        made = [by_output[:, :, r::down, c::across].flip(2, 3).contiguous() for r, c, _ in geometry.phases()]
-        # The storage is held too: as long as it lives, no other can have its address.
-        found = (state, made, weight.untyped_storage())
-        _parts[weight] = found
-    return found[1]
+        return [by_output[:, :, r::down, c::across].flip(2, 3).contiguous() for r, c, _ in geometry.phases()]
+
+    return _parts.of(weight, make, dtype, groups, geometry.stride)
 
 
 def _pair(value):
