@@ -23,6 +23,8 @@ _SECONDS = 300  # after which a compiler is given up
 _LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _ARGUMENTS = {  # p: a tensor's address, or None; n: a whole number; f, d: floats
     "conv_rows": "ppnnnpnpppppppnfpppppn",
+    "conv_quads": "pppnnnpnpppppppnfpppppn",
+    "quads": "pnnnppp",
     "conv_narrow": "pnnnnpnnnpppnfpn",
     "activate_rows": "pnnpppnfpppn",
     "update_statistics": "pnnnnpppnppppddpppn",
@@ -30,6 +32,7 @@ _ARGUMENTS = {  # p: a tensor's address, or None; n: a whole number; f, d: float
     "panel_width": "",
     "vector_width": "",
 }
+_NUMBERS = ("quads", "panel_width", "vector_width")  # functions that give a whole number
 
 
 class Unbuilt(Exception):
@@ -91,7 +94,7 @@ def _open(path):
     for name, letters in _ARGUMENTS.items():
         function = getattr(library, name)
         function.argtypes = [_LETTERS[letter] for letter in letters]
-        function.restype = None if letters else ctypes.c_int64
+        function.restype = ctypes.c_int64 if name in _NUMBERS else None
     return library
 
 

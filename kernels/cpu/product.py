@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sige.kernels.activations import ACTIVATIONS
+from sige.kernels.cpu import winograd
 from sige.kernels.cpu.library import address, library, plain
 from sige.kernels.kept import Kept
 
@@ -76,12 +77,21 @@ def finished_product(
     # Named, so that what had to be copied lives as long as the call.
     source, index, bias, vector, picks, residual, scale, shift, sample, positions = map(plain, given)
     taps, channels = 1 if index is None else index.shape[1], source.shape[1]
-    packed, zeros = _panels(weight, _by_output), _zeros(channels)
-    library().conv_rows(
-        address(source), address(index), count, taps, channels, address(packed), len(weight), address(bias), address(vector),
-        address(picks), address(residual), address(scale), address(shift), address(sample), ACTIVATIONS.index(activation), slope,
-        address(target), address(positions), address(zeros), address(out), address(second), torch.get_num_threads(),
+    zeros = _zeros(channels)
+    ends = (
+        address(bias), address(vector), address(picks), address(residual), address(scale), address(shift), address(sample),
+        ACTIVATIONS.index(activation), slope, address(target), address(positions), address(zeros), address(out), address(second),
+        torch.get_num_threads(),
     )  # fmt: skip
+    found = winograd.quads(given[1], count, len(source), weight)
+    if found is not None:
+        side, windows, members = found
+        packed = _panels(weight, winograd.transformed if side == 4 else winograd.transformed_enlarged)
+        places = address(windows), address(members), len(windows), side
+        library().conv_quads(address(source), *places, channels, address(packed), len(weight), *ends)
+        return out, second
+    packed = _panels(weight, _by_output)
+    library().conv_rows(address(source), address(index), count, taps, channels, address(packed), len(weight), *ends)
     return out, second
 
 

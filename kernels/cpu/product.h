@@ -1,0 +1,65 @@
+// A product of rows and weights: what it reads, what becomes of its sums, and the strip of a panel that one thread computes.
+
+#pragma once
+
+#include "vectors.h"
+
+namespace sige {
+
+// Rows of a block, two vectors of each: sums in 24 of 32 registers, 12 of 16, 16 of 32.
+constexpr int HIGH = LANES == 16 ? 12 : LANES == 8 ? 6 : 8;
+constexpr int WIDE = 2 * LANES;               // outputs of a whole panel
+constexpr int64_t DEPTH = 1152;               // products that are summed at a time, in whole taps
+constexpr int64_t BURST = 16, LINE = 16;      // channels between two looks ahead; floats of a cache line
+
+struct Task {
+    const float* source;    // (N, channels)
+    const int64_t* index;   // (count, taps) rows of the source, -1 for zeros; null: row i reads row i, and taps is 1
+    int64_t count, taps, channels;
+    const float* panels;    // as `panels` in kernels/cpu/product.py lays them out
+    int64_t outputs;
+    const float* bias;      // (outputs,) or null
+    const float* vector;    // (1 or B, outputs) or null
+    const int64_t* sample;  // (count,) row of `vector` that each row takes; null: the first
+    const float* residual;  // (count, outputs) or null
+    const float* zeros;     // (channels,)
+    float* raw;             // (count, outputs) or null: the sums with all that is added to them
+    After after;            // what becomes of them besides
+    float* partial;         // (count, outputs): where sums over some of the taps wait; one of those that are written at the end
+};
+
+// One panel: its weights, where its outputs begin, and how many of its lanes are outputs.
+struct Panel {
+    const float* weights;
+    int64_t first, lanes;
+};
+
+// What comes next: a block brings it into the cache while it computes, `share` floats every BURST channels.
+struct Ahead {
+    const float* floats;
+    int64_t share;
+};
+
+// Where the input lies that a row reads at a tap.
+inline const float* input(const Task& task, int64_t row, int64_t tap) {
+    const int64_t at = task.index ? task.index[row * task.taps + tap] : row;
+    return at < 0 ? task.zeros : task.source + at * task.channels;
+}
+
+// What is added to `lanes` sums of one row, in the order in which the operators one by one would add it, and where they go.
+inline void end(const Task& task, Vector sum, int64_t row, int64_t column, int64_t lanes) {
+    const int64_t place = row * task.outputs + column;
+    if (task.bias) sum += load(task.bias + column, lanes);
+    if (task.vector) sum += load(task.vector + (task.sample ? task.sample[row] : 0) * task.outputs + column, lanes);
+    if (task.residual) sum += load(task.residual + place, lanes);
+    if (task.raw) store(task.raw + place, sum, lanes);
+    if (task.after.second) finish(task.after, sum, row, column, task.outputs, lanes);
+}
+
+// Up to HIGH rows of one panel from `row` on, over the taps [tap, last), added to what the taps before gave.
+void block(const Task& task, const Panel& panel, Ahead ahead, int64_t rows, int64_t row, int64_t tap, int64_t last);
+
+// The rows [first, last) of one panel: blocks of equal height, as few as can be, some taps at a time. `after` is a panel to come.
+void strip(const Task& task, const Panel& panel, const float* after, int64_t first, int64_t last);
+
+}  // namespace sige

@@ -1,0 +1,72 @@
+"""3x3 convolutions whose positions are neighbours, four outputs at a time: Winograd's F(2x2, 3x3) in the compiled kernels.
+
+Four outputs take 16 products a pair of channels in place of 36; 9 where the map is read enlarged twice, to nearest. Positions alone,
+and maps of a few positions, for which reading 16 matrices takes longer than the products, are left to the product tap by tap.
+"""
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sige.kernels.cpu.library import address, library, plain
+
+LEAST = 48  # quads, or rows: fewer take as long as reading the weights from memory
+OVERHEAD = 1.25  # time of a product with transformed numbers, transforming included, to one tap's
+LEAST_CHANNELS = 32  # of input and of output, below which transforming takes as long as it saves
+_of_index = WeakTensorKeyDictionary()
+# Rows: what stands before the weights of each line of taps.
+_PLAIN = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+_ENLARGED = ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
+
+
+def transformed(weight):
+    """A weight (O, C, 3, 3) as (16*C, O): the matrices of F(2x2, 3x3)."""
+    return _transformed(weight, _PLAIN)
+
+
+def transformed_enlarged(weight):
+    """A weight (O, C, 3, 3) as (9*C, O): the matrices of F(2x2, 3x3) that a map enlarged twice leaves."""
+    return _transformed(weight, _ENLARGED)
+
+
+def _transformed(weight, factors):
+    factors = torch.tensor(factors, dtype=torch.float64)
+    made = torch.einsum("yi,xj,ocij->yxco", factors, factors, weight.double())
+    return made.flatten(0, 2).to(weight.dtype)
+
+
+def _quads(index, rows):
+    """(side, windows, members) of the outputs: quads that read side x side rows each; None where they do not lie so."""
+    taken = plain(index)
+    places, members = taken.new_empty(rows), taken.new_empty(len(taken), 4)
+    for side in (4, 3):
+        windows = taken.new_empty(len(taken), side * side)
+        made = library().quads(
+            address(taken), len(taken), side, rows, address(places), address(members), address(windows)
+        )
+        if made:
+            return side, windows[:made].clone(), members[:made].clone()
+    return None
+
+
+def _first(found, count):
+    """Quads with the first ``count`` outputs alone: each is what it is among all, to the bit."""
+    side, windows, members = found
+    members = members.where(members < count, -1)
+    some = (members >= 0).any(1)
+    return side, windows[some], members[some]
+
+
+def quads(index, count, rows, weight):
+    """(side, windows, members) of the first ``count`` outputs of a convolution that reads ``index`` (count or more, taps) of a source
+    of ``rows`` rows, where that is faster so; else None. Found once an index."""
+    if index is None or weight.dim() != 4 or weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < LEAST_CHANNELS:
+        return None
+    held = _of_index.setdefault(index, {})
+    if not held:
+        found = _quads(index, rows) if len(index) >= LEAST else None
+        worth = found is not None and found[0] ** 2 * OVERHEAD * max(len(found[1]), LEAST) < 9 * len(index)
+        held[len(index)] = found if worth else None
+    if count not in held:
+        found = held[len(index)]
+        held[count] = None if found is None else _first(found, count)
+    return held[count]
