@@ -169,8 +169,8 @@ void inputs(const Task& task, const Quads& quads, const Work& work, int64_t firs
     }
 }
 
-// Products of matrix `k` with the panel whose outputs begin at `column`.
-void products(const Task& task, const Work& work, int64_t k, int64_t column, int64_t matrices) {
+// Products of matrix `k` with the panel whose outputs begin at `column`. The weights `later` floats after its own are fetched meanwhile.
+void products(const Task& task, const Work& work, int64_t k, int64_t column, int64_t matrices, int64_t later) {
     const int64_t left = task.outputs - column, wide = left <= LANES ? LANES : WIDE, channels = work.channels;
     const auto* heights = left <= LANES ? Counted<1, HIGH>::of : Counted<2, HIGH>::of;
     const float* weights = task.panels + (column * matrices + k * wide) * channels;
@@ -180,7 +180,8 @@ void products(const Task& task, const Work& work, int64_t k, int64_t column, int
         const int64_t bursts = (depth + BURST - 1) / BURST, share = (BURST * wide / LINE + blocks - 1) / blocks * LINE;
         for (int64_t i = 0; i < blocks; i++) {
             const int64_t row = work.count * i / blocks, below = work.count * (i + 1) / blocks, fetched = i * bursts * share;
-            const Ahead ahead{weights + (begin + depth) * wide + fetched, fetched < depth * wide ? share : 0};
+            const float* next = weights + (part + 1 < parts ? (begin + depth) * wide : later);
+            const Ahead ahead{next + fetched, fetched < depth * wide ? share : 0};
             heights[below - row - 1](work.in + k * work.step() + row * channels + begin, channels, depth, weights + begin * wide, ahead,
                                      part == 0, work.out + k * work.apart() + row * work.outputs + column, work.outputs);
         }
@@ -224,7 +225,7 @@ void convolve(const Task& task, const Quads& quads, int64_t threads) {
             const Work work(side, first, quads.count * (share + 1) / shares - first, task, kept);
             inputs<side>(task, quads, work, 0, work.count);
             for (int64_t panel = 0; panel < panels; panel++)
-                for (int64_t k = 0; k < matrices; k++) products(task, work, k, panel * WIDE, matrices);
+                for (int64_t k = 0; k < matrices; k++) products(task, work, k, panel * WIDE, matrices, task.channels * WIDE);
             outputs<side>(task, quads, work, 0, work.count);
         }
         return;
@@ -237,9 +238,9 @@ void convolve(const Task& task, const Quads& quads, int64_t threads) {
         {
 #pragma omp for schedule(dynamic, 4)
             for (int64_t quad = 0; quad < count; quad++) inputs<side>(task, quads, work, quad, quad + 1);
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic, 2)
             for (int64_t item = 0; item < matrices * panels; item++)
-                products(task, work, item / panels, item % panels * WIDE, matrices);
+                products(task, work, item / panels, item % panels * WIDE, matrices, matrices * task.channels * WIDE);
 #pragma omp for schedule(dynamic, 4)
             for (int64_t quad = 0; quad < count; quad++) outputs<side>(task, quads, work, quad, quad + 1);
         }
