@@ -86,12 +86,15 @@ def find_set(plan, name):
 
 
 def find_tensor(plan, name):
-    """The tensor of that name in a plan, made where it is not there yet; None where the plan has no such set."""
+    """The tensor of that name in a plan, made where it is not there yet; None where the plan has no such set, or a full one of which
+    nothing was read by row numbers so far."""
     kind, *what = name
     if kind == "read":
         made, geometry, chosen, part = what
         found = find_set(plan, chosen)
-        return None if found is None or found.full else _part(plan.make(made, geometry, found), part)
+        if found is None or found.full and (made, geometry, found) not in plan.made:
+            return None
+        return _part(plan.make(made, geometry, found), part)
     sets = [find_set(plan, one) for one in what]
     if None in sets:
         return None

@@ -90,6 +90,16 @@ def test_full_mask_equals_dense(generator, edit, record, relative, name, norm):
     assert (relative(output, dense(generator, labels)) <= 1e-4, effect.fallbacks) == (True, [])
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_full_mask_again_is_replayed_with_the_same_result(edit, record, name):
+    session, outputs = record(name, dilation=0)[0], []
+    for _ in range(3):
+        outputs.append(run(session, FULL, edit.edited.flip(2))[0])
+        session.undo()
+    same = [torch.equal(outputs[0], output) for output in outputs]
+    assert (session.replayed_steps, same) == (1, [True] * 3)
+
+
 @pytest.mark.parametrize("name", ("sige", "incremental"))
 def test_an_empty_mask_returns_the_recording_bit_for_bit(edit, record, name):
     session, before = record(name)
