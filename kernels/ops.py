@@ -39,8 +39,8 @@ _library.define(
 )
 _library.define(
     "conv_rows_fused(Tensor source, Tensor? index, Tensor weight, Tensor? bias, int groups, int count, Tensor? vector, "
-    "Tensor? residual, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, Tensor(a!)? target, "
-    "Tensor? positions, bool raw) -> (Tensor, Tensor)"
+    "Tensor? residual, Tensor? residual_rows, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, "
+    "Tensor(a!)? target, Tensor? positions, bool raw) -> (Tensor, Tensor)"
 )
 _library.define(
     "normalize_map(Tensor image, int groups, Tensor? weight, Tensor? bias, float eps, str activation, float slope) -> Tensor"
@@ -149,8 +149,8 @@ def _(rows, scale, shift, sample, activation, slope):
 
 @torch.library.register_fake("sige::conv_rows_fused", lib=_library)
 def _(
-    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
-    positions, raw,
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
 ):  # fmt: skip
     width = weight.shape[0]
     some = target is not None or scale is not None or activation != "none"
@@ -275,15 +275,17 @@ def activate_rows(rows, scale=None, shift=None, sample=None, activation="none", 
 
 
 def conv_rows_fused(
-    source, index, weight, bias=None, groups=1, count=None, vector=None, residual=None, sample=None, scale=None, shift=None,
-    activation="none", slope=0.0, target=None, positions=None, raw=True,
+    source, index, weight, bias=None, groups=1, count=None, vector=None, residual=None, residual_rows=None, sample=None,
+    scale=None, shift=None, activation="none", slope=0.0, target=None, positions=None, raw=True,
 ):  # fmt: skip
     """`conv_rows`, or `linear_rows` where ``index`` is None, and what usually follows it, in one; for replayed steps.
 
-    The first ``count`` rows (all, where None) get ``vector`` and then ``residual`` (count, O) added: the raw rows. ``vector`` is
-    (1, O), or (B, O) with ``sample`` (count,) picking one for each row. The raw rows, through ``scale`` and ``shift`` as
-    `affine_rows` does and through the activation, are the activated rows. With ``target`` these go there at ``positions``, as by
-    `exchange_rows_`.
+    With ``index`` (n,) it is `linear_rows` of those rows of ``source``.
+
+    The first ``count`` rows (all, where None) get ``vector`` and then ``residual`` added: the raw rows. ``vector`` is (1, O), or
+    (B, O) with ``sample`` (count,) picking one for each row; ``residual`` is (count, O), or (M, O) with ``residual_rows`` (count,) in
+    [0, M) picking one for each row, of other memory than ``target``. The raw rows, through ``scale`` and ``shift`` as `affine_rows`
+    does and through the activation, are the activated rows. With ``target`` these go there at ``positions``, as by `exchange_rows_`.
 
     Returns the raw rows, empty (0, O) where ``raw`` is False, and the activated ones, or with ``target`` the rows that were there, or,
     where there is neither scale nor activation nor target, an empty (0, O). On a GPU nothing between is rounded. Raises ValueError
@@ -293,8 +295,8 @@ def conv_rows_fused(
     if count is None:
         count = len(source if index is None else index)
     return _call(
-        "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation,
-        float(slope), target, positions, raw,
+        "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift,
+        activation, float(slope), target, positions, raw,
     )  # fmt: skip
 
 

@@ -17,15 +17,17 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 
 def conv_rows_fused(
-    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
-    positions, raw,
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
 ):  # fmt: skip
+    if index is not None and index.dim() == 1:
+        source, index = source.index_select(0, index), None
     made = linear_rows(source, weight, bias) if index is None else conv_rows(source, index, weight, bias, groups)
     made = made if len(made) == count else made[:count]
     if vector is not None:
         made.add_(vector if len(vector) == 1 else vector.index_select(0, sample))
     if residual is not None:
-        made.add_(residual)
+        made.add_(residual if residual_rows is None else residual.index_select(0, residual_rows))
     empty = made.new_empty(0, made.shape[1])
     second = empty
     if scale is not None:

@@ -43,10 +43,10 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 
 def conv_rows_fused(
-    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
-    positions, raw,
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
 ):  # fmt: skip
-    product, before = (source, index, weight, bias), (vector, residual, sample)
+    product, before = (source, index, weight, bias), (vector, residual, residual_rows, sample)
     after = scale, shift, activation, slope, target, positions
     compiled = served(source, weight, bias, vector, residual, scale, shift, groups=groups)
     if compiled and activation != "gelu" and _apart(target, source, residual):

@@ -22,8 +22,8 @@ _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
 _SECONDS = 300  # after which a compiler is given up
 _LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _ARGUMENTS = {  # p: a tensor's address, or None; n: a whole number; f, d: floats
-    "conv_rows": "ppnnnpnpppppppnfpppppn",
-    "conv_quads": "pppnnnpnpppppppnfpppppn",
+    "conv_rows": "ppnnnpnppppppppnfpppppn",
+    "conv_quads": "pppnnnpnppppppppnfpppppn",
     "quads": "pnnnppp",
     "conv_narrow": "pnnnnpnnnpppnfpn",
     "activate_rows": "pnnpppnfpppn",

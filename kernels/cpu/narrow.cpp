@@ -55,7 +55,7 @@ void products(const Narrow& narrow, const float* line, int64_t row, int64_t rows
         pixels = lines.ready.data();
     }
     float* out = lines.products.data() + (narrow.wide - 1) * lanes;
-    const Task task{pixels, nullptr, rows, 1, channels, narrow.panels, lanes, nullptr, nullptr, nullptr, nullptr, nullptr, out, After{}, out};
+    const Task task{pixels, nullptr, rows, 1, channels, narrow.panels, lanes, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, out, After{}, out};
     for (int64_t first = 0; first < lanes; first += WIDE) {
         const Panel panel{narrow.panels + first * channels, first, lanes - first < WIDE ? lanes - first : WIDE};
         block(task, panel, Ahead{next, first ? 0 : HIGH * BURST}, rows, 0, 0, 1);

@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "vectors.h"
 
 namespace sige {
@@ -21,7 +24,8 @@ struct Task {
     const float* bias;      // (outputs,) or null
     const float* vector;    // (1 or B, outputs) or null
     const int64_t* sample;  // (count,) row of `vector` that each row takes; null: the first
-    const float* residual;  // (count, outputs) or null
+    const float* residual;  // (., outputs) or null
+    const int64_t* residual_rows;  // (count,) row of `residual` that each row takes; null: its own
     const float* zeros;     // (channels,)
     float* raw;             // (count, outputs) or null: the sums with all that is added to them
     After after;            // what becomes of them besides
@@ -46,14 +50,26 @@ inline const float* input(const Task& task, int64_t row, int64_t tap) {
     return at < 0 ? task.zeros : task.source + at * task.channels;
 }
 
+// Where what is added to a row begins.
+inline const float* residual(const Task& task, int64_t row) {
+    return task.residual + (task.residual_rows ? task.residual_rows[row] : row) * task.outputs;
+}
+
 // What is added to `lanes` sums of one row, in the order in which the operators one by one would add it, and where they go.
 inline void end(const Task& task, Vector sum, int64_t row, int64_t column, int64_t lanes) {
     const int64_t place = row * task.outputs + column;
     if (task.bias) sum += load(task.bias + column, lanes);
     if (task.vector) sum += load(task.vector + (task.sample ? task.sample[row] : 0) * task.outputs + column, lanes);
-    if (task.residual) sum += load(task.residual + place, lanes);
+    if (task.residual) sum += load(residual(task, row) + column, lanes);
     if (task.raw) store(task.raw + place, sum, lanes);
     if (task.after.second) finish(task.after, sum, row, column, task.outputs, lanes);
+}
+
+// A kernel for each number of rows, from 1 to HIGH, of panels `columns` vectors wide: functions `run` of Kernel<rows, columns>.
+constexpr std::make_integer_sequence<int, HIGH> HEIGHTS;
+template <template <int, int> class Kernel, int columns, int... rows>
+constexpr auto by_height(std::integer_sequence<int, rows...>) {
+    return std::array{&Kernel<rows + 1, columns>::run...};
 }
 
 // Up to HIGH rows of one panel from `row` on, over the taps [tap, last), added to what the taps before gave.

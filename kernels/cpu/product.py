@@ -62,8 +62,8 @@ def product(source, index, weight, bias, count):
 
 
 def finished_product(
-    source, index, weight, bias, count, vector=None, residual=None, sample=None, scale=None, shift=None, activation="none",
-    slope=0.0, target=None, positions=None, raw=True,
+    source, index, weight, bias, count, vector=None, residual=None, residual_rows=None, sample=None, scale=None, shift=None,
+    activation="none", slope=0.0, target=None, positions=None, raw=True,
 ):  # fmt: skip
     """What `sige.kernels.ops.conv_rows_fused` gives, None in place of empty results."""
     shape, device = (count, len(weight)), source.device
@@ -73,15 +73,15 @@ def finished_product(
     if count == 0:
         return out, second
     picks = sample if vector is not None and len(vector) > 1 else None
-    given = source, index, bias, vector, picks, residual, scale, shift, sample, positions
+    given = source, index, bias, vector, picks, residual, residual_rows, scale, shift, sample, positions
     # Named, so that what had to be copied lives as long as the call.
-    source, index, bias, vector, picks, residual, scale, shift, sample, positions = map(plain, given)
-    taps, channels = 1 if index is None else index.shape[1], source.shape[1]
+    source, index, bias, vector, picks, residual, residual_rows, scale, shift, sample, positions = map(plain, given)
+    taps, channels = 1 if index is None or index.dim() == 1 else index.shape[1], source.shape[1]
     zeros = _zeros(channels)
     ends = (
-        address(bias), address(vector), address(picks), address(residual), address(scale), address(shift), address(sample),
-        ACTIVATIONS.index(activation), slope, address(target), address(positions), address(zeros), address(out), address(second),
-        torch.get_num_threads(),
+        address(bias), address(vector), address(picks), address(residual), address(residual_rows), address(scale), address(shift),
+        address(sample), ACTIVATIONS.index(activation), slope, address(target), address(positions), address(zeros), address(out),
+        address(second), torch.get_num_threads(),
     )  # fmt: skip
     found = winograd.quads(given[1], count, len(source), weight)
     if found is not None:

@@ -16,74 +16,65 @@ namespace {
 
 // `rows` results from `row` on, `columns` vectors wide.
 template <int rows, int columns>
-void sized(const Task& task, const Panel& panel, Ahead ahead, int64_t row, int64_t tap, int64_t last) {
-    constexpr int wide = columns * LANES;
-    Vector sums[rows][columns] = {};
-    const float* weights = panel.weights + tap * task.channels * wide;
-    // Remembered maps lie in main memory: the rows below are fetched with the first panels, those to be written or added before they are.
-    const bool fresh = panel.first < 2 * WIDE && row + 2 * rows <= task.count;
-    for (int r = 0; last == task.taps && r < rows; r++) {
-        const int64_t column = panel.first, place = (row + r) * task.outputs + column;
-        for (int v = 0; task.after.target && v < columns; v++)
-            __builtin_prefetch(task.after.target + task.after.positions[row + r] * task.outputs + column + v * LANES, 1, 3);
-        for (int v = 0; task.residual && v < columns; v++) __builtin_prefetch(task.residual + place + v * LANES, 0, 3);
-        for (int v = 0; tap > 0 && v < columns; v++) __builtin_prefetch(task.partial + place + v * LANES, 1, 3);
-    }
-    for (int64_t t = tap; t < last; t++) {
-        const float *from[rows], *below[rows];
-        for (int r = 0; r < rows; r++) from[r] = input(task, row + r, t);
-        for (int r = 0; fresh && r < rows; r++) below[r] = input(task, row + rows + r, t);
-        for (int64_t begin = 0, until; begin < task.channels; begin = until) {
-            until = begin + BURST < task.channels ? begin + BURST : task.channels;
-            for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
-            ahead.floats += ahead.share;
-            if (fresh)
+struct Sums {
+    static void run(const Task& task, const Panel& panel, Ahead ahead, int64_t row, int64_t tap, int64_t last) {
+        constexpr int wide = columns * LANES;
+        Vector sums[rows][columns] = {};
+        const float* weights = panel.weights + tap * task.channels * wide;
+        // Remembered maps lie in main memory: the rows below are fetched with the first panels, those to be written or added before they are.
+        const bool fresh = panel.first < 2 * WIDE && row + 2 * rows <= task.count;
+        for (int r = 0; last == task.taps && r < rows; r++) {
+            const int64_t column = panel.first, place = (row + r) * task.outputs + column;
+            for (int v = 0; task.after.target && v < columns; v++)
+                __builtin_prefetch(task.after.target + task.after.positions[row + r] * task.outputs + column + v * LANES, 1, 3);
+            for (int v = 0; task.residual && v < columns; v++) __builtin_prefetch(residual(task, row + r) + column + v * LANES, 0, 3);
+            for (int v = 0; tap > 0 && v < columns; v++) __builtin_prefetch(task.partial + place + v * LANES, 1, 3);
+        }
+        for (int64_t t = tap; t < last; t++) {
+            const float *from[rows], *below[rows];
+            for (int r = 0; r < rows; r++) from[r] = input(task, row + r, t);
+            for (int r = 0; fresh && r < rows; r++) below[r] = input(task, row + rows + r, t);
+            for (int64_t begin = 0, until; begin < task.channels; begin = until) {
+                until = begin + BURST < task.channels ? begin + BURST : task.channels;
+                for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
+                ahead.floats += ahead.share;
+                if (fresh)
 #pragma GCC unroll 16
-                for (int r = 0; r < rows; r++) __builtin_prefetch(below[r] + begin, 0, 3);
-            for (int64_t c = begin; c < until; c++) {
-                Vector weight[columns];
-                for (int v = 0; v < columns; v++) weight[v] = *reinterpret_cast<const Vector*>(weights + v * LANES);
-                weights += wide;
+                    for (int r = 0; r < rows; r++) __builtin_prefetch(below[r] + begin, 0, 3);
+                for (int64_t c = begin; c < until; c++) {
+                    Vector weight[columns];
+                    for (int v = 0; v < columns; v++) weight[v] = *reinterpret_cast<const Vector*>(weights + v * LANES);
+                    weights += wide;
 #pragma GCC unroll 16
-                for (int r = 0; r < rows; r++) {
-                    const float value = from[r][c];
+                    for (int r = 0; r < rows; r++) {
+                        const float value = from[r][c];
 #pragma GCC unroll 2
-                    for (int v = 0; v < columns; v++) sums[r][v] += value * weight[v];
+                        for (int v = 0; v < columns; v++) sums[r][v] += value * weight[v];
+                    }
                 }
             }
         }
-    }
-    for (int r = 0; r < rows; r++) {
-        for (int v = 0; v < columns; v++) {
-            const int64_t column = panel.first + v * LANES, lanes = panel.lanes - v * LANES;
-            float* waiting = task.partial + (row + r) * task.outputs + column;
-            const Vector sum = tap > 0 ? sums[r][v] + load(waiting, lanes) : sums[r][v];
-            if (last < task.taps)
-                store(waiting, sum, lanes);
-            else
-                end(task, sum, row + r, column, lanes);
+        for (int r = 0; r < rows; r++) {
+            for (int v = 0; v < columns; v++) {
+                const int64_t column = panel.first + v * LANES, lanes = panel.lanes - v * LANES;
+                float* waiting = task.partial + (row + r) * task.outputs + column;
+                const Vector sum = tap > 0 ? sums[r][v] + load(waiting, lanes) : sums[r][v];
+                if (last < task.taps)
+                    store(waiting, sum, lanes);
+                else
+                    end(task, sum, row + r, column, lanes);
+            }
         }
     }
-}
-
-using Block = void (*)(const Task&, const Panel&, Ahead, int64_t, int64_t, int64_t);
-
-template <int columns, int... rows>
-struct Blocks {
-    static constexpr Block of[] = {sized<rows + 1, columns>...};
 };
-template <int columns, int count, int... rows>
-struct Counted : Counted<columns, count - 1, count - 1, rows...> {};
-template <int columns, int... rows>
-struct Counted<columns, 0, rows...> : Blocks<columns, rows...> {};
 
 }  // namespace
 
 namespace sige {
 
 void block(const Task& task, const Panel& panel, Ahead ahead, int64_t rows, int64_t row, int64_t tap, int64_t last) {
-    const Block made = panel.lanes <= LANES ? Counted<1, HIGH>::of[rows - 1] : Counted<2, HIGH>::of[rows - 1];
-    made(task, panel, ahead, row, tap, last);
+    static constexpr auto narrow = by_height<Sums, 1>(HEIGHTS), wide = by_height<Sums, 2>(HEIGHTS);
+    (panel.lanes <= LANES ? narrow : wide)[rows - 1](task, panel, ahead, row, tap, last);
 }
 
 void strip(const Task& task, const Panel& panel, const float* after, int64_t first, int64_t last) {
@@ -114,10 +105,10 @@ int64_t vector_width() { return LANES; }
 
 void conv_rows(const float* source, const int64_t* index, int64_t count, int64_t taps, int64_t channels, const float* panels,
                int64_t outputs, const float* bias, const float* vector, const int64_t* vector_sample, const float* residual,
-               const float* scale, const float* shift, const int64_t* sample, int64_t activation, float slope, float* target,
+               const int64_t* residual_rows, const float* scale, const float* shift, const int64_t* sample, int64_t activation, float slope, float* target,
                const int64_t* positions, const float* zeros, float* raw, float* second, int64_t threads) {
     const After after{scale, shift, sample, activation, slope, target, positions, second};
-    const Task task{source, index, count, taps, channels, panels, outputs, bias, vector, vector_sample, residual, zeros, raw, after,
+    const Task task{source, index, count, taps, channels, panels, outputs, bias, vector, vector_sample, residual, residual_rows, zeros, raw, after,
                     raw ? raw : second};
     const int64_t wide = (outputs + WIDE - 1) / WIDE, blocks = (count + HIGH - 1) / HIGH;
     // A few items for each thread, so that none waits long for another, and no more rows in one than keep its input in the cache.

@@ -90,42 +90,35 @@ struct Quads {
 
 // `rows` rows of a matrix (., step), times a panel `columns` vectors wide, over `depth` channels; added to what is there unless `fresh`.
 template <int rows, int columns>
-void multiply(const float* from, int64_t step, int64_t depth, const float* weights, Ahead ahead, bool fresh, float* to, int64_t apart) {
-    Vector sums[rows][columns] = {};
-    for (int64_t begin = 0, until; begin < depth; begin = until) {
-        until = begin + BURST < depth ? begin + BURST : depth;
-        for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
-        ahead.floats += ahead.share;
+struct Products {
+    static void run(const float* from, int64_t step, int64_t depth, const float* weights, Ahead ahead, bool fresh, float* to, int64_t apart) {
+        Vector sums[rows][columns] = {};
+        for (int64_t begin = 0, until; begin < depth; begin = until) {
+            until = begin + BURST < depth ? begin + BURST : depth;
+            for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
+            ahead.floats += ahead.share;
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) __builtin_prefetch(from + (r + rows) * step + begin, 0, 3);
-        for (int64_t c = begin; c < until; c++) {
-            Vector weight[columns];
-            for (int v = 0; v < columns; v++) weight[v] = load(weights + v * LANES, LANES);
-            weights += columns * LANES;
+            for (int r = 0; r < rows; r++) __builtin_prefetch(from + (r + rows) * step + begin, 0, 3);
+            for (int64_t c = begin; c < until; c++) {
+                Vector weight[columns];
+                for (int v = 0; v < columns; v++) weight[v] = load(weights + v * LANES, LANES);
+                weights += columns * LANES;
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                const float value = from[r * step + c];
+                for (int r = 0; r < rows; r++) {
+                    const float value = from[r * step + c];
 #pragma GCC unroll 2
-                for (int v = 0; v < columns; v++) sums[r][v] += value * weight[v];
+                    for (int v = 0; v < columns; v++) sums[r][v] += value * weight[v];
+                }
             }
         }
-    }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < columns; v++) {
-            float* place = to + r * apart + v * LANES;
-            store(place, fresh ? sums[r][v] : sums[r][v] + load(place, LANES), LANES);
-        }
-}
-
-template <int columns, int... rows>
-struct Heights {
-    static constexpr decltype(&multiply<1, columns>) of[] = {multiply<rows + 1, columns>...};
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < columns; v++) {
+                float* place = to + r * apart + v * LANES;
+                store(place, fresh ? sums[r][v] : sums[r][v] + load(place, LANES), LANES);
+            }
+    }
 };
-template <int columns, int count, int... rows>
-struct Counted : Counted<columns, count - 1, count - 1, rows...> {};
-template <int columns, int... rows>
-struct Counted<columns, 0, rows...> : Heights<columns, rows...> {};
 
 // The numbers of some quads on their way: those that went in, (side * side, count, channels), and their products, (side * side, count,
 // outputs in whole panels). A line more lies between two matrices, or they would meet in the same few lines of a cache.
@@ -172,7 +165,8 @@ void inputs(const Task& task, const Quads& quads, const Work& work, int64_t firs
 // Products of matrix `k` with the panel whose outputs begin at `column`. The weights `later` floats after its own are fetched meanwhile.
 void products(const Task& task, const Work& work, int64_t k, int64_t column, int64_t matrices, int64_t later) {
     const int64_t left = task.outputs - column, wide = left <= LANES ? LANES : WIDE, channels = work.channels;
-    const auto* heights = left <= LANES ? Counted<1, HIGH>::of : Counted<2, HIGH>::of;
+    static constexpr auto one = by_height<Products, 1>(HEIGHTS), two = by_height<Products, 2>(HEIGHTS);
+    const auto& heights = left <= LANES ? one : two;
     const float* weights = task.panels + (column * matrices + k * wide) * channels;
     const int64_t parts = (channels + DEPTH_OF_PANEL - 1) / DEPTH_OF_PANEL, blocks = (work.count + HIGH - 1) / HIGH;
     for (int64_t part = 0; part < parts; part++) {
@@ -199,7 +193,7 @@ void outputs(const Task& task, const Quads& quads, const Work& work, int64_t fir
             for (int64_t i = 0; i < QUAD; i++) {
                 if (later[i] < 0) continue;
                 if (task.after.target) __builtin_prefetch(task.after.target + task.after.positions[later[i]] * task.outputs + v, 1, 3);
-                if (task.residual) __builtin_prefetch(task.residual + later[i] * task.outputs + v, 0, 3);
+                if (task.residual) __builtin_prefetch(residual(task, later[i]) + v, 0, 3);
             }
             Vector m[side][side];
 #pragma GCC unroll 16
@@ -296,10 +290,10 @@ int64_t quads(const int64_t* index, int64_t count, int64_t side, int64_t rows, i
 
 void conv_quads(const float* source, const int64_t* windows, const int64_t* members, int64_t quads, int64_t side, int64_t channels,
                 const float* panels, int64_t outputs, const float* bias, const float* vector, const int64_t* vector_sample,
-                const float* residual, const float* scale, const float* shift, const int64_t* sample, int64_t activation, float slope,
+                const float* residual, const int64_t* residual_rows, const float* scale, const float* shift, const int64_t* sample, int64_t activation, float slope,
                 float* target, const int64_t* positions, const float* zeros, float* raw, float* second, int64_t threads) {
     const After after{scale, shift, sample, activation, slope, target, positions, second};
-    const Task task{source, nullptr, 0, TAPS, channels, panels, outputs, bias, vector, vector_sample, residual, zeros, raw, after, nullptr};
+    const Task task{source, nullptr, 0, TAPS, channels, panels, outputs, bias, vector, vector_sample, residual, residual_rows, zeros, raw, after, nullptr};
     (side == 4 ? convolve<4> : convolve<3>)(task, Quads{windows, members, quads}, threads);
 }
 }

@@ -4,7 +4,7 @@
 from sige.kernels.activations import apply_
 from sige.kernels.mps import launch
 from sige.kernels.mps.convolution import conv_map, conv_rows, linear_rows
-from sige.kernels.mps.gather import exchange_rows_
+from sige.kernels.mps.gather import exchange_rows_, gather_rows
 from sige.kernels.mps.normalization import affine_rows
 from sige.kernels.normalized_map import normalize_map
 
@@ -16,10 +16,12 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 
 def conv_rows_fused(
-    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
-    positions, raw,
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
 ):  # fmt: skip
     launch.serve(source, weight, bias, vector, residual, scale, shift, target)
+    if index is not None and index.dim() == 1:
+        source, index = gather_rows(source, index), None
     if index is None:
         made = linear_rows(source, weight, bias)[:count]
     else:
@@ -27,7 +29,7 @@ def conv_rows_fused(
     if vector is not None:
         made.add_(vector if len(vector) == 1 else vector[sample])
     if residual is not None:
-        made.add_(residual)
+        made.add_(residual if residual_rows is None else residual[residual_rows])
     empty = made.new_empty(0, made.shape[1])
     second = empty
     if scale is not None:

@@ -14,15 +14,17 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 
 def conv_rows_fused(
-    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
-    positions, raw,
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
 ):  # fmt: skip
+    if index is not None and index.dim() == 1:
+        source, index = source[index], None
     made = linear_rows(source, weight, bias) if index is None else conv_rows(source, index, weight, bias, groups)
     made = made[:count]
     if vector is not None:
         made = made + (vector if len(vector) == 1 else vector[sample])
     if residual is not None:
-        made = made + residual
+        made = made + (residual if residual_rows is None else residual[residual_rows])
     empty = made.new_empty(0, made.shape[1])
     second = made if scale is None else affine_rows(made, scale, shift, sample)
     second = applied(second, activation, slope)

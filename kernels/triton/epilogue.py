@@ -10,7 +10,7 @@ import triton.language as tl
 
 # The parameters of `finish` that a kernel passes on, where there is nothing to do.
 NOTHING = dict(
-    vector=None, residual=None, sample=None, scale=None, shift=None, second=None, target=None, positions=None,
+    vector=None, residual=None, residual_rows=None, sample=None, scale=None, shift=None, second=None, target=None, positions=None,
     target_row=1, target_column=1, VECTOR_ROW=0, ACTIVATION="none", SLOPE=0.0,
 )  # fmt: skip
 
@@ -31,16 +31,17 @@ def activated(values, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 @triton.jit
 def finish(
-    total, line, column, here, known, across, bias, out, vector, residual, sample, scale, shift, second, target, positions,
-    target_row, target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    total, line, column, here, known, across, bias, out, vector, residual, residual_rows, sample, scale, shift, second, target,
+    positions, target_row, target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """Carry a tile of sums to its end.
 
     total: (BM, BN) float32, of rows ``line`` (BM,), there where ``here``, and columns ``column`` (BN,), there where ``known``; ``line``
     has 64 bits where some place does not fit 32.   across: width of a row.   out: where raw rows go, or None.
     second: where activated rows go, or None; with ``target`` where the rows go that were in it at ``positions``, whose place the
-    activated ones take.   VECTOR_ROW: 0 where one vector serves all rows, else the width; ``sample`` then picks one for each row, as
-    it does of scale and shift where it is there.
+    activated ones take.   residual_rows: which row of ``residual`` each takes, or None for its own.
+    VECTOR_ROW: 0 where one vector serves all rows, else the width; ``sample`` then picks one for each row, as it does of scale and
+    shift where it is there.
     """
     inside = here[:, None] & known[None, :]
     place = line[:, None] * across + column[None, :]
@@ -53,7 +54,11 @@ def finish(
             which = tl.load(sample + line, mask=here, other=0).to(tl.int32)
             total += tl.load(vector + which[:, None] * across + column[None, :], mask=inside, other=0).to(tl.float32)
     if residual is not None:
-        total += tl.load(residual + place, mask=inside, other=0).to(tl.float32)
+        from_place = place
+        if residual_rows is not None:
+            from_row = tl.load(residual_rows + line, mask=here, other=0).to(line.dtype)
+            from_place = from_row[:, None] * across + column[None, :]
+        total += tl.load(residual + from_place, mask=inside, other=0).to(tl.float32)
     if out is not None:
         tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
     if second is not None:

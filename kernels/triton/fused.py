@@ -14,7 +14,7 @@ _BLOCK = 2048  # elements a program holds
 
 @triton.jit(do_not_specialize=["n"])
 def _activate(
-    rows, n, rows_row, rows_column, vector, residual, sample, scale, shift, second, target, positions, target_row,
+    rows, n, rows_row, rows_column, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row,
     target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, WIDTH: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -24,15 +24,19 @@ def _activate(
     place = line[:, None] * rows_row + column[None, :] * rows_column
     total = tl.load(rows + place, mask=here[:, None] & known[None, :], other=0).to(tl.float32)
     epilogue.finish(
-        total, line, column, here, known, WIDTH, None, None, vector, residual, sample, scale, shift, second, target,
+        total, line, column, here, known, WIDTH, None, None, vector, residual, residual_rows, sample, scale, shift, second, target,
         positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
     )  # fmt: skip
 
 
-def _after(count, width, dtype, device, vector, residual, sample, scale, shift, activation, slope, target, positions):
+def _after(
+    count, width, dtype, device, vector, residual, residual_rows, sample, scale, shift, activation, slope, target, positions
+):  # fmt: skip
     """The arguments of `epilogue.finish`, with new memory for what it gives besides the raw rows."""
     launch.serve(vector, residual, scale, shift, target)
-    whole = dict(vector=vector, residual=residual, sample=sample, scale=scale, shift=shift, positions=positions)
+    whole = dict(
+        vector=vector, residual=residual, residual_rows=residual_rows, sample=sample, scale=scale, shift=shift, positions=positions
+    )  # fmt: skip
     after = epilogue.NOTHING | {name: None if x is None else x.contiguous() for name, x in whole.items()}
     after.update(VECTOR_ROW=width if vector is not None and len(vector) > 1 else 0, ACTIVATION=activation, SLOPE=slope)
     if target is not None:
@@ -46,7 +50,20 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
     launch.serve(rows)
     count, width = rows.shape
     arguments = _after(
-        count, width, rows.dtype, rows.device, None, None, sample, scale, shift, activation, slope, target, positions
+        count,
+        width,
+        rows.dtype,
+        rows.device,
+        None,
+        None,
+        None,
+        sample,
+        scale,
+        shift,
+        activation,
+        slope,
+        target,
+        positions,
     )
     if arguments["second"] is None:  # nothing to do
         return rows.clone()
@@ -59,15 +76,17 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 
 def conv_rows_fused(
-    source, index, weight, bias, groups, count, vector, residual, sample, scale, shift, activation, slope, target,
-    positions, raw,
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
 ):  # fmt: skip
+    if index is not None and index.dim() == 1:
+        index = index[:, None]
     if index is None and source.dtype != weight.dtype:
         raise Declined(f"a linear layer's rows ({source.dtype}) and weight ({weight.dtype}) must have one dtype")
     width = weight.shape[0]
     after = _after(
-        count, width, weight.dtype, weight.device, vector, residual, sample, scale, shift, activation, slope, target,
-        positions,
+        count, width, weight.dtype, weight.device, vector, residual, residual_rows, sample, scale, shift, activation,
+        slope, target, positions,
     )  # fmt: skip
     out = rows_product(source, index, weight, bias, groups, rows=count, raw=raw, after=after)
     empty = weight.new_empty(0, width)

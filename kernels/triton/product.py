@@ -15,7 +15,7 @@ from sige.kernels.triton import epilogue
 @triton.jit(do_not_specialize=["n"])
 def product(
     source, index, weight, bias, out, count, n, source_row, source_column,
-    vector, residual, sample, scale, shift, second, target, positions, target_row, target_column,
+    vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row, target_column,
     IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
     STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BIG: tl.constexpr,
@@ -100,15 +100,15 @@ def product(
         tl.store(out + place, total, mask=here[:, None] & (o < OUT)[None, :])
     else:
         epilogue.finish(
-            total, line, column, here, o < OUT, across, bias, out, vector, residual, sample, scale, shift, second, target,
-            positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+            total, line, column, here, o < OUT, across, bias, out, vector, residual, residual_rows, sample, scale, shift, second,
+            target, positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n"])
 def add_parts(
-    partial, bias, out, count, n, vector, residual, sample, scale, shift, second, target, positions, target_row, target_column,
-    OUTPUTS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    partial, bias, out, count, n, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row,
+    target_column, OUTPUTS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """Sum of the parts (PARTS, n, OUTPUTS) of split sums, in the order of the parts, carried to its end as `product` does."""
@@ -123,15 +123,15 @@ def add_parts(
     for part in range(0, PARTS):
         total += tl.load(partial + place + part * (n.to(tl.int64) * OUTPUTS), mask=inside, other=0)
     epilogue.finish(
-        total, m.to(tl.int64), o, m < limit, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, sample, scale, shift, second, target,
-        positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+        total, m.to(tl.int64), o, m < limit, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, residual_rows, sample, scale, shift,
+        second, target, positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n"])
 def thin_product(
     source, index, weight, bias, out, count, n, source_row, source_column,
-    vector, residual, sample, scale, shift, second, target, positions, target_row, target_column,
+    vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row, target_column,
     IN: tl.constexpr, OUT: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
@@ -163,6 +163,6 @@ def thin_product(
             right = tl.load(weight + o.to(tl.int64) * (TAPS * IN) + tap * IN + channel, mask=o < OUTPUTS, other=0)
             total += left * right.to(tl.float32)[None, :]
     epilogue.finish(
-        total, line, o, here, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, sample, scale, shift, second, target,
+        total, line, o, here, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, residual_rows, sample, scale, shift, second, target,
         positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Fewer operators for a traced step: what follows a convolution or a norm's map goes into the operator that makes the rows.
 
-    conv_rows or linear_rows [-> first rows] [-> + vector] [-> + residual] [-> affine_rows] [-> activate_rows] [-> exchange_rows_]
+    [rows of a map ->] conv_rows or linear_rows [-> first rows] [-> + vector] [-> + residual, or rows of one] [-> affine_rows]
+        [-> activate_rows] [-> exchange_rows_]
     affine_rows or activate_rows [-> activate_rows] [-> exchange_rows_]
     normalize_map [-> normalize_map] [-> conv_map]
 
@@ -34,7 +35,7 @@ class _Chain:
     def __init__(self, place, result):
         self.places, self.result = [place], result
         self.raw = None  # result before norm and activation, once these are in
-        self.scale = self.shift = self.sample = self.target = self.positions = None
+        self.scale = self.shift = self.sample = self.target = self.positions = self.residual_rows = None
         self.activation, self.slope = "none", 0.0
 
     def copy(self):
@@ -86,15 +87,13 @@ class _Fusion:
 
     def allowed(self, chain):
         """Whether the chain may run where its last call stands: see the top of this file."""
-        places, last = set(chain.places), max(chain.places)
-        first = min(places)
-        inner = {ref for place in places for ref in results(self.calls[place])}
-        read = {self.looks[ref].storage for place in places for ref in references(arguments(self.calls[place]))}
-        for place in range(first, last):
-            if place in places:
-                continue
+        inner, read = set(), set()  # what its calls so far gave, and the memory that they took
+        for place in range(min(chain.places), max(chain.places)):
             call = self.calls[place]
-            if inner & {*references(arguments(call))} or read & {self.looks[ref].storage for ref in written(call)}:
+            if place in chain.places:
+                inner.update(results(call))
+                read.update(self.looks[ref].storage for ref in references(arguments(call)))
+            elif inner & {*references(arguments(call))} or read & {self.looks[ref].storage for ref in written(call)}:
                 return False
         return True
 
@@ -155,6 +154,8 @@ def _exchange(fusion, chain):
     if len(places) != 1 or made and fusion.only_user(chain.result) is None:
         return None
     target, positions, _ = fusion.calls[places[0]][1]
+    if chain.residual_rows is not None and fusion.looks[chain.residual].storage == fusion.looks[target].storage:
+        return None  # its rows are read while others are written
     chain.target, chain.positions = target, positions
     chain.places.append(places[0])
     chain.raw = chain.raw if made else chain.result
@@ -201,15 +202,17 @@ class _Convolution:
             source, weight, bias = call[1]
             chain.convolution = (source, None, weight, bias, 1)
         chain.count = fusion.looks[chain.result].shape[0]
-        return fusion.grown(chain, _first_rows, _vector, _residual, _affine, _activation, _exchange)
+        return fusion.grown(
+            chain, _source_rows, _first_rows, _vector, _residual, _residual_rows, _affine, _activation, _exchange
+        )
 
     @staticmethod
     def call(fusion, chain):
         raw = chain.result if chain.raw is None else chain.raw
         wanted = raw in fusion.at_end or any(place not in chain.places for place in fusion.users.get(raw, ()))
         args = (
-            *chain.convolution, chain.count, chain.vector, chain.residual, chain.sample, chain.scale, chain.shift, *chain.after(),
-            wanted,
+            *chain.convolution, chain.count, chain.vector, chain.residual, chain.residual_rows, chain.sample, chain.scale, chain.shift,
+            *chain.after(), wanted,
         )  # fmt: skip
         second = fusion.empty() if chain.raw is None else chain.result
         return _sige.conv_rows_fused.default, args, {}, [raw if wanted else fusion.empty(), second]
@@ -273,6 +276,40 @@ def _residual(fusion, chain):
     if found is None or fusion.looks[found[1]].shape != fusion.looks[chain.result].shape:
         return None
     place, chain.residual, chain.result = found
+    chain.places.append(place)
+    return chain
+
+
+def _picked(fusion, rows, place):
+    """(place, map, row numbers) of the call that picks ``rows`` of a map for the call at ``place`` alone; None where there is none."""
+    maker = fusion.maker.get(rows)
+    if maker is None or fusion.only_user(rows) != place:
+        return None
+    func, args, *_ = fusion.calls[maker]
+    if func is _aten.index_select.default and args[1] == 0 and len(fusion.looks[args[0]].shape) == 2:
+        return maker, args[0], args[2]
+    return (maker, *args) if func is _sige.gather_rows.default else None
+
+
+def _source_rows(fusion, chain):
+    """Rows that a linear layer takes: where they lie."""
+    source, index, *layer = chain.convolution
+    found = _picked(fusion, source, chain.places[0])
+    if index is not None or found is None:
+        return None
+    place, source, index = found
+    chain.convolution = (source, index, *layer)
+    chain.places.append(place)
+    return chain
+
+
+def _residual_rows(fusion, chain):
+    if chain.residual is None:
+        return None
+    found = _picked(fusion, chain.residual, chain.places[-1])
+    if found is None or fusion.looks[found[1]].dtype != fusion.looks[chain.result].dtype:
+        return None
+    place, chain.residual, chain.residual_rows = found
     chain.places.append(place)
     return chain
 

@@ -108,7 +108,8 @@ class Case:
         self.places = places = active_rows(mask)
         sample = places // (HEIGHT * WIDTH)
         vector = random(BATCH if "vectors" in wants else 1, outputs, dtype=dtype, seed=3)
-        residual = random(len(places), outputs, dtype=dtype, seed=4)
+        residual = random(N + 7 if "rows of a residual" in wants else len(places), outputs, dtype=dtype, seed=4)
+        residual_rows = places.flip(0) + 3 if "rows of a residual" in wants else None
         scale, shift = (random(BATCH, outputs, dtype=dtype, seed=seed) for seed in (5, 6))
         bias = random(outputs, dtype=dtype, seed=2)
         if kernel:
@@ -120,18 +121,23 @@ class Case:
             raw = F.conv2d(image, weight.double(), bias.double(), padding=kernel // 2, groups=groups)
             raw = raw.permute(0, 2, 3, 1).reshape(N, outputs)[places]
         else:
-            source, index = random(len(places), channels, dtype=dtype), None
+            picked = "picked" in wants
+            source = random(N if picked else len(places), channels, dtype=dtype)
+            index = torch.cat([places, places[:3]]) if picked else None
             weight = random(outputs, channels, dtype=dtype, seed=1)
-            raw = source.double() @ weight.double().t() + bias.double()
+            raw = (source[places] if picked else source).double() @ weight.double().t() + bias.double()
+            weight = weight[:, :, None, None] if "1x1" in wants else weight
         raw = raw + (vector.double()[sample] if "vectors" in wants else vector.double() if "vector" in wants else 0)
-        self.raw = raw + (residual.double() if "residual" in wants else 0)
+        added = residual if residual_rows is None else residual[residual_rows]
+        self.raw = raw + (added.double() if "residual" in wants else 0)
         self.second = self.raw
         if "norm" in wants:
             self.second = activated(self.raw * scale.double()[sample] + shift.double()[sample], activation)
         self.target = random(N, outputs, dtype=dtype, seed=7) if "target" in wants else None
         self.given = dict(source=source, index=index, weight=weight, bias=bias, groups=groups, count=len(places))
         self.given.update(vector=vector if wants & {"vector", "vectors"} else None, sample=sample)
-        self.given.update(residual=residual if "residual" in wants else None)
+        if "residual" in wants:
+            self.given.update(residual=residual, residual_rows=residual_rows)
         if "norm" in wants:
             self.given.update(scale=scale, shift=shift, activation=activation, slope=SLOPE)
         if "target" in wants:
@@ -158,6 +164,7 @@ WANTS = pytest.mark.parametrize(
         pytest.param({"norm"}, id="norm"),
         pytest.param({"vector", "residual", "norm"}, id="all but a map"),
         pytest.param({"vectors", "residual", "norm", "target"}, id="all"),
+        pytest.param({"vectors", "residual", "rows of a residual", "norm", "target"}, id="all, rows of a residual"),
         pytest.param({"target"}, id="map alone"),
     ],
 )
@@ -185,6 +192,14 @@ def test_conv_rows_fused(dtype, geometry, wants):  # noqa: F811
         assert close(second, case.second)
     else:
         assert second.shape == (0, raw.shape[1])
+
+
+@pytest.mark.parametrize("channels", [40, 640])
+@pytest.mark.parametrize("wants", [set(), {"1x1", "vectors", "residual", "norm", "target"}], ids=["alone", "1x1, all"])
+def test_a_linear_layer_of_picked_rows(dtype, wants, channels):  # noqa: F811
+    case = Case(dtype, "ragged", (channels, 24, 0, 1), {"picked", *wants})
+    raw, _ = call("conv_rows_fused", **case.given)
+    assert (close(raw, case.raw), not wants or close(case.target[case.places], case.second)) == (True, True)
 
 
 @pytest.mark.parametrize("wants", [{"norm"}, {"norm", "target"}, {"target"}], ids=["norm", "norm in a map", "map"])

@@ -12,12 +12,13 @@ def one_by_one(case, activation):
     """The raw rows of a case and the activated ones, by an operator each."""
     given = case.given
     product = [given[name] for name in ("source", "index", "weight", "bias")]
+    residual = given["residual"] if given["residual_rows"] is None else given["residual"][given["residual_rows"]]
     made = (
         ops.linear_rows(*product[::2], product[3])
         if given["index"] is None
         else ops.conv_rows(*product, given["groups"])
     )
-    made = made[: len(case.places)] + given["vector"][given["sample"]] + given["residual"]
+    made = made[: len(case.places)] + given["vector"][given["sample"]] + residual
     second = ops.affine_rows(made, given["scale"], given["shift"], given["sample"])
     return made, ops.activate_rows(second, activation=activation, slope=SLOPE)
 
@@ -26,10 +27,13 @@ def one_by_one(case, activation):
 @pytest.mark.parametrize("kernel, groups", [(3, 1), (3, 2), (0, 1)], ids=["3x3", "3x3 groups 2", "linear"])
 @pytest.mark.parametrize("number", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "half", "bfloat"])
 @pytest.mark.parametrize("map_number", [None, torch.bfloat16], ids=["", "map in bfloat"])
+@pytest.mark.parametrize("rows", [set(), {"rows of a residual"}], ids=["", "rows of a residual"])
 @pytest.mark.parametrize("backend", ["composed", "cpu"])
-def test_the_bits_are_those_of_the_operators_one_by_one(backend, map_number, number, kernel, groups, activation):
+def test_the_bits_are_those_of_the_operators_one_by_one(backend, rows, map_number, number, kernel, groups, activation):
     with backends.forced(backend):
-        case = Case(number, "ragged", (24, 32, kernel, groups), {"vectors", "residual", "norm", "target"}, activation)
+        case = Case(
+            number, "ragged", (24, 32, kernel, groups), {"vectors", "residual", "norm", "target", *rows}, activation
+        )
         if map_number is not None:
             case.given["target"] = case.target = case.target.to(map_number)
         made, second = one_by_one(case, activation)

@@ -139,25 +139,8 @@ def test_the_end_of_a_product_has_the_bits_of_the_operators_one_by_one():
     made = ops.conv_rows(source, index, weight, bias) + vector[sample] + residual
     second = ops.activate_rows(made, scale, shift, sample, "silu")
     held = target[places]
-    raw, old = ops.conv_rows_fused(
-        *(
-            source,
-            index,
-            weight,
-            bias,
-            1,
-            len(index),
-            vector,
-            residual,
-            sample,
-            scale,
-            shift,
-            "silu",
-            0.0,
-            target,
-            places,
-        )
-    )
+    after = dict(vector=vector, residual=residual, sample=sample, scale=scale, shift=shift, activation="silu")
+    raw, old = ops.conv_rows_fused(source, index, weight, bias, **after, target=target, positions=places)
     assert (torch.equal(raw, made), torch.equal(old, held), torch.equal(target[places], second)) == (True, True, True)
 
 

@@ -69,7 +69,7 @@ def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1):
     ops.conv_rows_fused(
         empty(65536, channels, dtype=dtype), numbers(rows + 5, taps),
         empty(outputs, channels // groups, side, side, dtype=dtype), empty(outputs, dtype=dtype), groups, rows,
-        vector, empty(rows, outputs, dtype=dtype), numbers(rows) if samples > 1 else None, vector, vector, "silu", 0.0,
+        vector, empty(65536, outputs, dtype=dtype), positions, numbers(rows) if samples > 1 else None, vector, vector, "silu", 0.0,
         empty(65536, outputs, dtype=dtype), positions, True,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ INDEX = torch.arange(-1, 35).view(4, 9)
 PLACES = torch.tensor([4, 0, 7])
 TENSORS = {
     "source": (40, 8), "weight": (16, 8, 3, 3), "bias": (16,), "square": (16, 16), "vector": (1, 16), "table": (2, 16),
-    "residual": (3, 16), "scale": (1, 16), "shift": (1, 16), "target": (9, 16), "sums": (9, 32), "totals": (1, 32),
+    "residual": (3, 16), "map": (9, 16), "scale": (1, 16), "shift": (1, 16), "target": (9, 16), "sums": (9, 32), "totals": (1, 32),
 }  # fmt: skip
 
 
@@ -84,6 +84,10 @@ def heads(rows):
         pytest.param(lambda g: into_map(g, silu(g.conv())), id="activation, into a map"),
         pytest.param(lambda g: (lambda rows: (rows, silu(rows)))(g.conv()), id="activation, the rows wanted too"),
         pytest.param(lambda g: ops.linear_rows(g.residual, g.square, None) + g.residual, id="linear layer"),
+        pytest.param(lambda g: g.conv() + ops.gather_rows(g.map, PLACES), id="residual out of a map"),
+        pytest.param(lambda g: into_map(g, g.conv() + g.map.index_select(0, PLACES)), id="the same, into a map"),
+        pytest.param(lambda g: ops.linear_rows(ops.gather_rows(g.map, PLACES), g.square, None), id="rows of a map"),
+        pytest.param(lambda g: ops.linear_rows(g.map.index_select(0, PLACES), g.square, None), id="rows selected"),
         pytest.param(lambda g: into_map(g, heads(g.conv()).view(3, 16)), id="heads taken apart and put together"),
     ],
 )
@@ -168,6 +172,21 @@ def changed_residual(given):
     return silu(given.affine(rows))
 
 
+def changed_map(given):
+    rows = ops.gather_rows(given.map, PLACES)
+    given.map.mul_(2)
+    return given.conv() + rows
+
+
+def own_map(given):
+    return into_map(given, given.conv() + ops.gather_rows(given.target, PLACES))
+
+
+def gathered_twice(given):
+    rows = ops.gather_rows(given.map, PLACES)
+    return given.conv() + rows, rows + 1
+
+
 def read_before(given):
     """Somebody reads the map before the rows go there, but after they are made."""
     rows = given.conv()
@@ -196,6 +215,9 @@ def used_twice(given):
         pytest.param(changed_source, ["conv_rows", "mul_", "add"], id="source written to"),
         pytest.param(changed_residual, ["conv_rows_fused", "mul_", "activate_rows"], id="residual written to"),
         pytest.param(read_before, ["add", "conv_rows_fused"], id="map read before"),
+        pytest.param(changed_map, ["gather_rows", "mul_", "conv_rows_fused"], id="map of the residual written to"),
+        pytest.param(own_map, ["conv_rows_fused", "exchange_rows_"], id="residual out of the map that is written"),
+        pytest.param(gathered_twice, ["gather_rows", "conv_rows_fused", "add"], id="picked rows used twice"),
         pytest.param(
             lambda g: into_map(g, heads(g.conv()).mT.reshape(3, 16)),
             ["conv_rows_fused", "clone", "_unsafe_view", "exchange_rows_"],

@@ -49,7 +49,7 @@ def program_of(model, name, monkeypatch):
     return made[-1]
 
 
-@pytest.mark.parametrize("name, most", [("sige", 255), ("incremental", 325)])
+@pytest.mark.parametrize("name, most", [("sige", 205), ("incremental", 321)])
 def test_launches_of_a_church_step(church, monkeypatch, name, most):
     found = program_of(church, name, monkeypatch).launches
     assert 0.9 * most < found <= most
