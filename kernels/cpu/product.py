@@ -55,15 +55,16 @@ def served(*tensors, groups=1):
     return known and groups == 1 and library() is not None
 
 
-def product(source, index, weight, bias, count):
-    """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None. All
-    numbers are float32."""
-    return finished_product(source, index, weight, bias, count)[0]
+def product(source, index, weight, bias, count, quads=None):
+    """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None, or by
+    ``quads``, as `winograd` finds them. All numbers are float32."""
+    return finished_product(source, index, weight, bias, count, quads=quads)[0]
 
 
 def finished_product(
     source, index, weight, bias, count, vector=None, residual=None, residual_rows=None, sample=None, scale=None, shift=None,
     activation="none", slope=0.0, target=None, positions=None, raw=True,
+    quads=None,
 ):  # fmt: skip
     """What `sige.kernels.ops.conv_rows_fused` gives, None in place of empty results."""
     shape, device = (count, len(weight)), source.device
@@ -83,9 +84,9 @@ def finished_product(
         address(sample), ACTIVATIONS.index(activation), slope, address(target), address(positions), address(zeros), address(out),
         address(second), torch.get_num_threads(),
     )  # fmt: skip
-    found = winograd.quads(given[1], count, len(source), weight)
-    if found is not None:
-        side, windows, members = found
+    quads = quads or winograd.quads(given[1], count, len(source), weight)
+    if quads is not None:
+        side, windows, members = quads
         packed = _panels(weight, winograd.transformed if side == 4 else winograd.transformed_enlarged)
         places = address(windows), address(members), len(windows), side
         library().conv_quads(address(source), *places, channels, address(packed), len(weight), *ends)

@@ -4,7 +4,10 @@ Four outputs take 16 products a pair of channels in place of 36; 9 where the map
 and maps of a few positions, for which reading 16 matrices takes longer than the products, are left to the product tap by tap.
 """
 
+import functools
+
 import torch
+import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.kernels.cpu.library import address, library, plain
@@ -56,17 +59,41 @@ def _first(found, count):
     return side, windows[some], members[some]
 
 
+def _suits(weight):
+    return weight.dim() == 4 and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= LEAST_CHANNELS
+
+
+def _worth(found, count):
+    return found[0] ** 2 * OVERHEAD * max(len(found[1]), LEAST) < 9 * count
+
+
 def quads(index, count, rows, weight):
     """(side, windows, members) of the first ``count`` outputs of a convolution that reads ``index`` (count or more, taps) of a source
     of ``rows`` rows, where that is faster so; else None. Found once an index."""
-    if index is None or weight.dim() != 4 or weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < LEAST_CHANNELS:
+    if index is None or not _suits(weight):
         return None
     held = _of_index.setdefault(index, {})
     if not held:
         found = _quads(index, rows) if len(index) >= LEAST else None
-        worth = found is not None and found[0] ** 2 * OVERHEAD * max(len(found[1]), LEAST) < 9 * len(index)
-        held[len(index)] = found if worth else None
+        held[len(index)] = found if found is not None and _worth(found, len(index)) else None
     if count not in held:
         found = held[len(index)]
         held[count] = None if found is None else _first(found, count)
     return held[count]
+
+
+def quads_of_map(image, weight, stride, padding, dilation):
+    """:func:`quads` of a whole map (B, C, H, W) to one as large, pairs being (vertical, horizontal); None where that is not faster."""
+    batch, _, height, width = image.shape
+    if not _suits(weight) or (stride, padding, dilation) != ((1, 1),) * 3:
+        return None
+    found = _of_map(batch, height, width)
+    return found if _worth(found, batch * height * width) else None
+
+
+@functools.lru_cache(maxsize=32)
+def _of_map(batch, height, width):
+    numbers = torch.arange(batch * height * width).view(batch, height, width)
+    numbers = F.pad(numbers, (1, 1 + width % 2, 1, 1 + height % 2), value=-1)
+    windows = numbers.unfold(1, 4, 2).unfold(2, 4, 2)
+    return 4, windows.reshape(-1, 16), windows[..., 1:3, 1:3].reshape(-1, 4)

@@ -144,14 +144,34 @@ def test_the_end_of_a_product_has_the_bits_of_the_operators_one_by_one():
     assert (torch.equal(raw, made), torch.equal(old, held), torch.equal(target[places], second)) == (True, True, True)
 
 
-@pytest.mark.parametrize("positions", [64, 1024], ids=["few", "some"])
-def test_whole_maps(positions):
-    side = int(positions**0.5)
-    image, weight, bias = random(1, 32, side, side), random(48, 32, 3, 3, seed=1), random(48, seed=2)
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (64, 70)], ids=["few", "odd sides", "some"])
+def test_whole_maps(size):
+    image, weight, bias = random(2, 32, *size), random(48, 32, 3, 3, seed=1), random(48, seed=2)
     got = ops.conv_map(image, weight, bias, (1, 1), (1, 1))
-    there = image.permute(0, 2, 3, 1).reshape(1, -1, 32).expand(2, -1, -1).reshape(-1, 32)
-    expected = exact(there, weight, bias, side, False)[:positions]
-    assert error(got.permute(0, 2, 3, 1).reshape(-1, 48), expected) < 6e-7
+    expected = F.conv2d(image.double(), weight.double(), bias.double(), padding=1)
+    taken = winograd.quads_of_map(image, weight, *((1, 1),) * 3) is not None
+    assert (taken, error(got, expected) < 6e-7) == (True, True)
+
+
+def test_the_quads_of_a_map_are_those_that_its_row_numbers_give():
+    index = tap_rows.of_map(2, 12, 14, (3, 3), (1, 1), (1, 1), (1, 1))[0]
+    weight = random(32, 32, 3, 3)
+    side, windows, members = winograd.quads(index, len(index), len(index), weight)
+    whole = winograd.quads_of_map(random(2, 32, 12, 14), weight, *((1, 1),) * 3)
+    assert (side, torch.equal(windows, whole[1]), torch.equal(members, whole[2])) == (whole[0], True, True)
+
+
+@pytest.mark.parametrize(
+    "stride, padding, dilation",
+    [(2, 1, 1), (1, 0, 1), (1, 2, 2)],
+    ids=["stride 2", "no padding", "dilation 2"],
+)
+def test_maps_of_other_geometries_are_left_alone(stride, padding, dilation):
+    image, weight = random(1, 32, 20, 20), random(48, 32, 3, 3, seed=1)
+    pairs = [(side, side) for side in (stride, padding, dilation)]
+    expected = F.conv2d(image.double(), weight.double(), None, stride, padding, dilation)
+    got = ops.conv_map(image, weight, None, *pairs)
+    assert (winograd.quads_of_map(image, weight, *pairs), error(got, expected) < 1e-6) == (None, True)
 
 
 def chosen(index, rows, monkeypatch, channels=64):
