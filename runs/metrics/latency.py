@@ -91,7 +91,15 @@ def _rows(bench, samples, plans, note):
         if plans[method]:
             plan = bootstrap_median(plans[method])
             yield Reading(
-                method, "plan_ms", plan.value, "ms", scope="edit", lo=plan.lo, hi=plan.hi, n=len(plans[method])
+                method,
+                "plan_ms",
+                plan.value,
+                "ms",
+                scope="edit",
+                lo=plan.lo,
+                hi=plan.hi,
+                n=len(plans[method]),
+                reason=note,
             )
         if runner.record_ms is not None:
             yield Reading(method, "record_ms", runner.record_ms, "ms", scope="edit")
@@ -115,6 +123,7 @@ def _rows(bench, samples, plans, note):
                 hi=ratio.hi * share,
                 n=n,
                 baseline=baseline,
+                reason=note,
             )
 
 

@@ -253,7 +253,9 @@ def test_a_disturbed_round_is_taken_again(jobs, monkeypatch, shares, counted, ta
     readings, bench = run(jobs(metric=metric)[0])
     assert readings["fake", "latency"].n == readings["fake", "speedup"].n == counted
     assert len(bench.samples["latency_ms"]["fake"]) == len(bench.samples["others_share"]) == taken
-    assert readings["fake", "latency"].reason == ("others took up to 90% of the machine" if min(shares) > 0 else "")
+    reason = "others took up to 90% of the machine" if min(shares) > 0 else ""
+    timed = ("latency", "speedup", "efficiency")
+    assert [readings["fake", name].reason for name in timed] == [reason] * len(timed)
 
 
 def test_a_machine_of_our_own_has_no_others(monkeypatch):
