@@ -16,9 +16,9 @@ using namespace sige;
 namespace {
 
 constexpr int64_t TAPS = 9, CENTRE = 4, QUAD = 4;
-constexpr int64_t OWN = 1 << 18;     // transformed numbers that one thread keeps in its own cache,
-constexpr int64_t LEAST = 48;        // if those are of as many quads: fewer do not pay for reading all weights
-constexpr int64_t SHARED = 1 << 21;  // and that all threads keep in the one they share
+constexpr int64_t OWN = 1 << 18;     // transformed numbers that stay in a thread's own cache
+constexpr int64_t LEAST = 48;        // quads that a thread takes on its own: fewer do not pay for reading all weights
+constexpr int64_t SHARED = 1 << 21;  // transformed numbers that stay in the cache that threads share
 constexpr int64_t DEPTH_OF_PANEL = 256;  // channels whose weights stay in the first-level cache, over all quads
 
 // Where the taps of the output (row, column) of a quad lie in what the quad reads, `side` rows of `side`.
@@ -121,7 +121,7 @@ struct Products {
 };
 
 // The numbers of some quads on their way: those that went in, (side * side, count, channels), and their products, (side * side, count,
-// outputs in whole panels). A line more lies between two matrices, or they would meet in the same few lines of a cache.
+// outputs in whole vectors). A line more lies between two matrices, or they would meet in the same few lines of a cache.
 struct Work {
     int64_t first, count;
     int64_t channels, outputs;
@@ -290,10 +290,12 @@ int64_t quads(const int64_t* index, int64_t count, int64_t side, int64_t rows, i
 
 void conv_quads(const float* source, const int64_t* windows, const int64_t* members, int64_t quads, int64_t side, int64_t channels,
                 const float* panels, int64_t outputs, const float* bias, const float* vector, const int64_t* vector_sample,
-                const float* residual, const int64_t* residual_rows, const float* scale, const float* shift, const int64_t* sample, int64_t activation, float slope,
-                float* target, const int64_t* positions, const float* zeros, float* raw, float* second, int64_t threads) {
+                const float* residual, const int64_t* residual_rows, const float* scale, const float* shift, const int64_t* sample,
+                int64_t activation, float slope, float* target, const int64_t* positions, const float* zeros, float* raw,
+                float* second, int64_t threads) {
     const After after{scale, shift, sample, activation, slope, target, positions, second};
-    const Task task{source, nullptr, 0, TAPS, channels, panels, outputs, bias, vector, vector_sample, residual, residual_rows, zeros, raw, after, nullptr};
+    const Task task{source, nullptr, 0, TAPS, channels, panels, outputs, bias, vector, vector_sample, residual, residual_rows, zeros,
+                    raw, after, nullptr};
     (side == 4 ? convolve<4> : convolve<3>)(task, Quads{windows, members, quads}, threads);
 }
 }

@@ -93,14 +93,8 @@ def cases(dtype):
         random(24, 24, 3, 3, dtype=dtype, seed=1) / 8,
         random(24, dtype=dtype),
     )
-    given = (
-        random(1, 24, dtype=dtype, seed=5),
-        random(400, 24, dtype=dtype, seed=6),
-        places,
-        None,
-        maps[0][:1],
-        maps[1][:1],
-    )
+    added = random(1, 24, dtype=dtype, seed=5), random(400, 24, dtype=dtype, seed=6), places
+    given = (*added, None, maps[0][:1], maps[1][:1])
     given = (source, reads(20, places), weight, bias, 1, 117, *given, "gelu", 0.0, None, None, True)
     yield "conv_rows_fused", "vector, rows of a residual, norm, gelu", given
     centre, totals = torch.zeros(2, 8), torch.full((2, 16), 5e3)

@@ -50,21 +50,8 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
     launch.serve(rows)
     count, width = rows.shape
     arguments = _after(
-        count,
-        width,
-        rows.dtype,
-        rows.device,
-        None,
-        None,
-        None,
-        sample,
-        scale,
-        shift,
-        activation,
-        slope,
-        target,
-        positions,
-    )
+        count, width, rows.dtype, rows.device, None, None, None, sample, scale, shift, activation, slope, target, positions
+    )  # fmt: skip
     if arguments["second"] is None:  # nothing to do
         return rows.clone()
     columns = min(triton.next_power_of_2(width), 256)
