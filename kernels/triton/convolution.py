@@ -9,7 +9,10 @@ import triton
 
 from sige.kernels import weights
 from sige.kernels.backends import Declined
+from sige.kernels.kept import Kept
 from sige.kernels.triton import epilogue, launch, product, tiles
+
+_arrived = Kept()
 
 
 def rows_product(
@@ -42,37 +45,46 @@ def rows_product(
     if tiles.thin(channels, outputs // groups, groups):
         _launch_thin(arguments | after, rows, outputs)
     else:
-        _launch(arguments, after, rows, groups)
+        _launch(arguments | after, rows, groups, weight)
     return out
 
 
-def _launch(arguments, after, rows, groups):
-    """`product` over ``groups``, then the sum of the parts where the summation is split."""
-    source, index, weight, out, bias = (arguments[name] for name in ("source", "index", "weight", "out", "bias"))
-    width = weight.shape[0]
+def _launch(arguments, rows, groups, weight):
+    """`product` over ``groups``; ``weight`` as the caller gave it."""
+    source, index, target, width = arguments["source"], arguments["index"], arguments["target"], weight.shape[0]
     fused = weight.dtype != torch.float32 or launch.precise() == "tf32"
     chosen = tiles.choose(
         rows, arguments["OUT"], arguments["IN"], arguments["TAPS"], groups, weight.element_size(), fused,
         launch.multiprocessors(weight.device), index is not None,
     )  # fmt: skip
-    split = chosen.parts > 1
     arguments.update(PARTS=chosen.parts, STEPS=chosen.steps, BM=chosen.rows, BN=chosen.outputs, BK=chosen.depth)
     arguments.update(PRECISION=launch.precise(), WIDEN=launch.INTERPRETED and weight.dtype == torch.bfloat16)
-    maps = [source] if after["target"] is None else [source, after["target"]]
+    maps = [source] if target is None else [source, target]
     reach = [sum((side - 1) * step for side, step in zip(x.shape, x.stride())) for x in maps]
     places = max(*reach, index.numel() if index is not None else 0, chosen.parts * rows * width)
-    arguments.update(BIG=places >= 1 << 31)
-    if split:
-        partial = torch.empty(chosen.parts, rows, width, dtype=torch.float32, device=source.device)
-        arguments.update(out=partial, bias=None)
+    arguments.update(BIG=places >= 1 << 31, partial=None, arrived=None)
     blocks = triton.cdiv(rows, chosen.rows) * triton.cdiv(arguments["OUT"], chosen.outputs)
-    arguments.update(epilogue.NOTHING if split else after)
+    if chosen.parts > 1:
+        partial = torch.empty(chosen.parts, rows, width, dtype=torch.float32, device=source.device)
+        arguments.update(partial=partial, arrived=_counters(weight))
     launch.run(product.product, (blocks, chosen.parts, groups), arguments, chosen.warps, chosen.stages)
-    if split:
-        high, wide = 8, 128
-        arguments = dict(partial=partial, bias=bias, out=out, count=arguments["count"], n=rows, OUTPUTS=width)
-        arguments.update(after, PARTS=chosen.parts, BM=high, BN=wide)
-        launch.run(product.add_parts, (triton.cdiv(rows, high), triton.cdiv(width, wide)), arguments)
+
+
+def _counters(weight):
+    """Zeros to count the programs of a split sum by, of one weight: every launch leaves them at 0, so that the next, which may be a
+    CUDA graph's, finds them so. Launches with one weight must therefore follow one another, as those of one stream do. A sum is split
+    only where its tiles are fewer than the multiprocessors.
+
+    RuntimeError where a graph is captured before the weight was ever multiplied by: the zeros would come with the graph's first replay.
+    """
+    device = weight.device
+
+    def make():
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a split sum has no counters yet: run the step once before it is captured")
+        return torch.zeros(launch.multiprocessors(device), dtype=torch.int32, device=device)
+
+    return _arrived.of(weight, make)
 
 
 def _launch_thin(arguments, rows, outputs):

@@ -1,4 +1,4 @@
-"""Fused operators on a GPU: one kernel each, or two where a sum is split. The contract stands in ``sige.kernels.ops``."""
+"""Fused operators on a GPU: one kernel each. The contract stands in ``sige.kernels.ops``."""
 
 import torch
 import triton

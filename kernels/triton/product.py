@@ -3,7 +3,7 @@
 Rows of the left operand are never gathered into memory: each step of the summation reads one stretch of channels under one tap,
 through the row numbers in ``index``. Taps and channels are one flattened loop, which Triton turns into a pipeline of asynchronous
 copies; sums are float32 and leave the registers once, after what `epilogue` does to them. Every output has one program, or one per
-part of a split sum whose parts a second kernel adds in a fixed order, so that results do not change from run to run.
+part of a split sum; whichever of these comes last adds all parts up, in a fixed order, so that results do not change from run to run.
 """
 
 import triton
@@ -15,7 +15,7 @@ from sige.kernels.triton import epilogue
 @triton.jit(do_not_specialize=["n"])
 def product(
     source, index, weight, bias, out, count, n, source_row, source_column,
-    vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row, target_column,
+    partial, arrived, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row, target_column,
     IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
     STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BIG: tl.constexpr,
@@ -27,10 +27,11 @@ def product(
 
     IN, OUT: channels and outputs of one group. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
     of tiles TILE wide of AREA positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
-    ``out``: (n, groups*OUT), None where raw rows are not wanted, or float32 parts (PARTS, n, groups*OUT) without bias and all that
-    follows. From ``vector`` on: see `epilogue.finish`. ``count``: None, or one integer on the device that
-    says how many of the ``n`` rows there are; the others are not written. BIG: some tensor has 2^31 elements or more; otherwise places
-    are 32-bit numbers, which saves registers.
+    ``out``: (n, groups*OUT), None where raw rows are not wanted. From ``vector`` on: see `epilogue.finish`. Where the sum is split,
+    ``partial`` is the memory of its float32 parts (PARTS, n, groups*OUT) and ``arrived`` counts the programs that are done with theirs,
+    one number a tile of outputs and group: 0 before, and 0 again after. ``count``: None, or one integer on the device that says how
+    many of the ``n`` rows there are; the others are not written. BIG: some tensor has 2^31 elements or more; otherwise places are
+    32-bit numbers, which saves registers.
     """
     blocks = tl.cdiv(n, BM)
     limit = n
@@ -96,35 +97,21 @@ def product(
     across = tl.num_programs(2) * OUT
     column = group * OUT + o
     if PARTS > 1:
-        place = (part * n + line)[:, None] * across + column[None, :]
-        tl.store(out + place, total, mask=here[:, None] & (o < OUT)[None, :])
-    else:
-        epilogue.finish(
-            total, line, column, here, o < OUT, across, bias, out, vector, residual, residual_rows, sample, scale, shift, second,
-            target, positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["n"])
-def add_parts(
-    partial, bias, out, count, n, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row,
-    target_column, OUTPUTS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
-):  # fmt: skip
-    """Sum of the parts (PARTS, n, OUTPUTS) of split sums, in the order of the parts, carried to its end as `product` does."""
-    limit = n
-    if count is not None:
-        limit = tl.minimum(tl.load(count).to(tl.int32), n)
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    o = tl.program_id(1) * BN + tl.arange(0, BN)
-    inside = (m < limit)[:, None] & (o < OUTPUTS)[None, :]
-    place = m.to(tl.int64)[:, None] * OUTPUTS + o[None, :]
-    total = tl.zeros((BM, BN), tl.float32)
-    for part in range(0, PARTS):
-        total += tl.load(partial + place + part * (n.to(tl.int64) * OUTPUTS), mask=inside, other=0)
+        inside = here[:, None] & (o < OUT)[None, :]
+        tl.store(partial + (part * n + line)[:, None] * across + column[None, :], total, mask=inside)
+        # All of this program's sums are written before it says so, and whoever hears it from all others reads what they wrote.
+        tl.debug_barrier()
+        done = arrived + group * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(done, 1, sem="acq_rel", scope="gpu") != PARTS - 1:
+            return
+        tl.store(done, 0)
+        total = tl.zeros((BM, BN), tl.float32)
+        for each in range(0, PARTS):
+            place = (each * n + line)[:, None] * across + column[None, :]
+            total += tl.load(partial + place, mask=inside, other=0, cache_modifier=".cg")
     epilogue.finish(
-        total, m.to(tl.int64), o, m < limit, o < OUTPUTS, OUTPUTS, bias, out, vector, residual, residual_rows, sample, scale, shift,
-        second, target, positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
+        total, line, column, here, o < OUT, across, bias, out, vector, residual, residual_rows, sample, scale, shift, second,
+        target, positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
     )  # fmt: skip
 
 

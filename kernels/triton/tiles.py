@@ -55,10 +55,12 @@ def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=Tru
     def programs():
         return _ceil(rows, high) * _ceil(outputs, wide) * groups
 
-    # Smaller tiles before split sums: a split sum is written and read once more, in float32.
+    # Smaller tiles before split sums: a split sum is written and read once more.
     while programs() < multiprocessors and max(high, wide) > 64:
         high, wide = (high // 2, wide) if high >= wide else (high, wide // 2)
-    parts = max(1, min(multiprocessors // max(programs(), 1), steps // _LEAST_STEPS, _MOST_PARTS))
+    # One program reads all parts at the end, 4 bytes a sum: no more of them than it reads operands for.
+    balanced = math.isqrt(steps * (high + wide) * depth * bytes_per_value // (4 * high * wide))
+    parts = max(1, min(multiprocessors // max(programs(), 1), steps // _LEAST_STEPS, balanced, _MOST_PARTS))
     share = _ceil(steps, parts)
     parts = _ceil(steps, share)
     warps = 8 if high * wide > (64 * 128 if fused else 32 * 64) else 4
@@ -72,18 +74,6 @@ def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=Tru
 def thin(channels, outputs, groups):
     """Whether groups of so many channels and outputs are too thin for tensor cores."""
     return groups > 1 and min(channels, outputs) < _LEAST_TENSOR_CORE
-
-
-def launches(rows, weight, groups, bytes_per_value, gathered):
-    """Kernels that a product launches: one, a second where its sum is split, none without rows.
-
-    weight: its shape, (O, C/groups) or (O, C/groups, kh, kw).   gathered: whether row numbers are read.
-    """
-    outputs, channels, taps = weight[0] // groups, weight[1], math.prod(weight[2:])
-    if rows == 0 or thin(channels, outputs, groups):
-        return int(rows > 0)
-    chosen = choose(rows, outputs, channels, taps, groups, bytes_per_value, bytes_per_value == 2, gathered=gathered)
-    return 1 + (chosen.parts > 1)
 
 
 class Statistics(NamedTuple):

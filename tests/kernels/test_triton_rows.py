@@ -230,7 +230,73 @@ def test_tiles_cover_the_sum_and_fit_a_card(rows, outputs, channels, taps, size,
 
 def test_few_rows_are_spread_over_the_card_by_splitting_sums():
     few, many = (tiles.choose(rows, 512, 512, 9) for rows in (64, 60000))
-    assert (few.parts > 8, many.parts) == (True, 1)
+    assert (few.parts > 4, many.parts) == (True, 1)
+
+
+@CHOICES
+@pytest.mark.parametrize("size", [2, 4])
+def test_no_more_parts_than_are_read_as_fast_as_operands(rows, outputs, channels, taps, size):
+    chosen = tiles.choose(rows, outputs, channels, taps, 1, size)
+    operands = chosen.steps * (chosen.rows + chosen.outputs) * chosen.depth * size
+    assert chosen.parts == 1 or chosen.parts * chosen.rows * chosen.outputs * 4 <= 1.25 * operands
+
+
+class Split:
+    """A convolution of few rows and a long sum, and what it launches."""
+
+    def __init__(self, monkeypatch, groups=1, dtype=torch.float32):
+        run, self.launched = launch.run, []
+
+        def noted(kernel, grid, arguments, *settings):
+            self.launched.append((kernel.__name__, grid, arguments))
+            run(kernel, grid, arguments, *settings)
+
+        monkeypatch.setattr(launch, "run", noted)
+        self.groups, self.source = groups, random(300, 64 * groups, dtype=dtype)
+        self.index = torch.randint(-1, 300, (40, 9), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+        self.weight, self.bias = random(24 * groups, 64, 3, 3, seed=1, dtype=dtype), random(24 * groups, dtype=dtype)
+
+    def run(self, rows=40, **more):
+        return convolution.rows_product(
+            self.source, self.index[:rows], self.weight, self.bias, self.groups, **more
+        )
+
+    def exact(self, rows=40):
+        given = self.source.double(), self.index[:rows], self.weight.double(), self.bias.double(), self.groups
+        with backends.forced("reference"):
+            return ops.conv_rows(*given)
+
+    def counters(self):
+        return self.launched[-1][2]["arrived"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_split_sum_is_one_launch(monkeypatch, groups):
+    split = Split(monkeypatch, groups)
+    got = split.run()
+    ((name, (_, parts, _), _),) = split.launched
+    assert (name, parts > 1, torch.allclose(got.double(), split.exact(), atol=1e-4)) == ("product", True, True)
+
+
+def test_a_split_sum_leaves_its_counters_at_zero_for_the_next(monkeypatch):
+    split = Split(monkeypatch)
+    wrong = [rows for rows in (40, 7, 40) if not torch.allclose(split.run(rows).double(), split.exact(rows), atol=1e-4)]
+    assert (wrong, int(split.counters().abs().sum())) == ([], 0)
+
+
+def test_a_split_sum_keeps_its_counters_from_launch_to_launch(monkeypatch):
+    split = Split(monkeypatch)
+    split.run()
+    first = split.counters()
+    split.run()
+    assert split.counters() is first
+
+
+def test_of_a_split_sum_only_the_rows_that_are_there_are_written(monkeypatch):
+    split = Split(monkeypatch)
+    count = torch.tensor([0], dtype=torch.int32, device=DEVICE)
+    split.run(count=count)
+    assert (len(split.launched), int(split.counters().abs().sum())) == (1, 0)
 
 
 @pytest.fixture
