@@ -32,6 +32,7 @@ FAMILIES = {
     "update_statistics_": "normalization",
     "activate_rows": "fused",
     "conv_rows_fused": "fused",
+    "normalize_rows_": "normalized",
     "normalize_map": "fused",
     "conv_map_fused": "fused",
     "attend": "attention",

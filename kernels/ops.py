@@ -31,7 +31,7 @@ _library.define("linear_rows(Tensor rows, Tensor weight, Tensor? bias) -> Tensor
 _library.define("affine_rows(Tensor rows, Tensor scale, Tensor shift, Tensor? sample) -> Tensor")
 _library.define(
     "activate_rows(Tensor rows, Tensor? scale, Tensor? shift, Tensor? sample, str activation, float slope, Tensor(a!)? target, "
-    "Tensor? positions) -> Tensor"
+    "Tensor? positions, Tensor? rest=None, Tensor? rest_rows=None) -> Tensor"
 )
 # For compilers, which take a result and a tensor that may be written for two results, and fail where nothing is written.
 _library.define(
@@ -40,7 +40,7 @@ _library.define(
 _library.define(
     "conv_rows_fused(Tensor source, Tensor? index, Tensor weight, Tensor? bias, int groups, int count, Tensor? vector, "
     "Tensor? residual, Tensor? residual_rows, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, "
-    "Tensor(a!)? target, Tensor? positions, bool raw) -> (Tensor, Tensor)"
+    "Tensor(a!)? target, Tensor? positions, bool raw, Tensor? rest=None, Tensor? rest_rows=None) -> (Tensor, Tensor)"
 )
 _library.define(
     "normalize_map(Tensor image, int groups, Tensor? weight, Tensor? bias, float eps, str activation, float slope) -> Tensor"
@@ -53,6 +53,11 @@ _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, fl
 _library.define(
     "update_statistics_(Tensor rows, Tensor(a!) sums, Tensor tile_index, Tensor centre, Tensor totals, Tensor? sample, "
     "Tensor? weight, Tensor? bias, int groups, int map_values, float eps) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "normalize_rows_(Tensor rows, Tensor? rest, Tensor? rest_rows, Tensor(a!) sums, Tensor tile_index, Tensor centre, Tensor totals, "
+    "Tensor? sample, Tensor? weight, Tensor? bias, int groups, int map_values, float eps, str activation, float slope, "
+    "Tensor(b!)? target, Tensor? positions) -> (Tensor, Tensor, Tensor)"
 )
 _library.define("compact(Tensor mask, int capacity) -> (Tensor, Tensor)")
 
@@ -138,8 +143,10 @@ def _(rows, scale, shift, sample):
 
 
 @torch.library.register_fake("sige::activate_rows", lib=_library)
-def _(rows, scale, shift, sample, activation, slope, target, positions):
-    return torch.empty_like(rows) if target is None else target.new_empty(rows.shape)
+def _(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
+    if target is not None:
+        return target.new_empty(len(rows), target.shape[1])
+    return torch.empty_like(rows) if rest is None else rows.new_empty(len(rows), rows.shape[1] + rest.shape[1])
 
 
 @torch.library.register_fake("sige::activate_rows.unwritten", lib=_library)
@@ -150,7 +157,7 @@ def _(rows, scale, shift, sample, activation, slope):
 @torch.library.register_fake("sige::conv_rows_fused", lib=_library)
 def _(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw,
+    target, positions, raw, rest=None, rest_rows=None,
 ):  # fmt: skip
     width = weight.shape[0]
     some = target is not None or scale is not None or activation != "none"
@@ -162,6 +169,16 @@ def _(
 def _(rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps):
     scale = rows.new_empty(centre.shape[0], rows.shape[1])
     return sums.new_empty(tile_index.numel(), sums.shape[1]), torch.empty_like(totals), scale, torch.empty_like(scale)
+
+
+@torch.library.register_fake("sige::normalize_rows_", lib=_library)
+def _(
+    rows, rest, rest_rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, eps, activation, slope,
+    target, positions,
+):  # fmt: skip
+    width = rows.shape[1] + (0 if rest is None else rest.shape[1])
+    made = (rows if target is None else target).new_empty(len(rows), width)
+    return sums.new_empty(tile_index.numel(), sums.shape[1]), torch.empty_like(totals), made
 
 
 @torch.library.register_fake("sige::normalize_map", lib=_library)
@@ -261,22 +278,28 @@ def affine_rows(rows, scale, shift, sample=None):
     return _call("affine_rows", rows, scale, shift, sample)
 
 
-def activate_rows(rows, scale=None, shift=None, sample=None, activation="none", slope=0.0, target=None, positions=None):
+def activate_rows(
+    rows, scale=None, shift=None, sample=None, activation="none", slope=0.0, target=None, positions=None, rest=None, rest_rows=None
+):  # fmt: skip
     """`affine_rows` where ``scale`` and ``shift`` are given, an activation, and with ``target`` `exchange_rows_`, in one.
 
     ``activation`` is one of ``sige.kernels.activations.ACTIVATIONS``; ``slope`` is that of ``leaky_relu``. Returns the activated rows
-    (n, C); with ``target`` (N, C) they are written there at distinct ``positions`` (n,), and what was there is returned. Raises
-    ValueError for an unknown activation.
+    (n, C); with ``target`` (N, C) they are written there at distinct ``positions`` (n,), and what was there is returned.
+
+    ``rest`` holds further channels of the rows, in their dtype, as if both had been concatenated before: (n, D), or a map (M, D) of
+    other memory than ``target`` with ``rest_rows`` (n,) in [0, M) picking one for each row. Raises ValueError for an unknown activation.
     """
     activation = activations.check(activation)
-    if target is None and torch.compiler.is_compiling():
+    if target is None and rest is None and torch.compiler.is_compiling():
         return torch.ops.sige.activate_rows.unwritten(rows, scale, shift, sample, activation, float(slope))
-    return _call("activate_rows", rows, scale, shift, sample, activation, float(slope), target, positions)
+    return _call(
+        "activate_rows", rows, scale, shift, sample, activation, float(slope), target, positions, rest, rest_rows
+    )
 
 
 def conv_rows_fused(
     source, index, weight, bias=None, groups=1, count=None, vector=None, residual=None, residual_rows=None, sample=None,
-    scale=None, shift=None, activation="none", slope=0.0, target=None, positions=None, raw=True,
+    scale=None, shift=None, activation="none", slope=0.0, target=None, positions=None, raw=True, rest=None, rest_rows=None,
 ):  # fmt: skip
     """`conv_rows`, or `linear_rows` where ``index`` is None, and what usually follows it, in one; for replayed steps.
 
@@ -286,6 +309,7 @@ def conv_rows_fused(
     (B, O) with ``sample`` (count,) picking one for each row; ``residual`` is (count, O), or (M, O) with ``residual_rows`` (count,) in
     [0, M) picking one for each row, of other memory than ``target``. The raw rows, through ``scale`` and ``shift`` as `affine_rows`
     does and through the activation, are the activated rows. With ``target`` these go there at ``positions``, as by `exchange_rows_`.
+    ``rest`` and ``rest_rows`` are further channels of ``source``, as `activate_rows` has them; ``groups`` is then 1.
 
     Returns the raw rows, empty (0, O) where ``raw`` is False, and the activated ones, or with ``target`` the rows that were there, or,
     where there is neither scale nor activation nor target, an empty (0, O). On a GPU nothing between is rounded. Raises ValueError
@@ -296,7 +320,7 @@ def conv_rows_fused(
         count = len(source if index is None else index)
     return _call(
         "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift,
-        activation, float(slope), target, positions, raw,
+        activation, float(slope), target, positions, raw, rest, rest_rows,
     )  # fmt: skip
 
 
@@ -341,6 +365,25 @@ def update_statistics_(
     """
     args = (rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values, float(eps))
     return _call("update_statistics_", *args)
+
+
+def normalize_rows_(
+    rows, rest, rest_rows, sums, tile_index, centre, totals, sample=None, weight=None, bias=None, groups=1, map_values=1, eps=1e-5,
+    activation="none", slope=0.0, target=None, positions=None,
+):  # fmt: skip
+    """`update_statistics_` and, with the scale and shift that it gives, `activate_rows`, in one; for replayed steps.
+
+    ``rows`` (T*P, C) and what `activate_rows` calls ``rest``, or None, ``rest_rows``, or None; from ``sums`` to ``eps`` the arguments of
+    `update_statistics_`; the others are those of `activate_rows`, for each row the scale and shift of its tile's sample.
+
+    Returns the rows of ``sums`` that were there before (T, 2*groups), the new totals, and the activated rows or, with ``target``, the
+    rows that were there. On a GPU scale and shift are not rounded. Raises ValueError for an unknown activation.
+    """
+    activation = activations.check(activation)
+    return _call(
+        "normalize_rows_", rows, rest, rest_rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values,
+        float(eps), activation, float(slope), target, positions,
+    )  # fmt: skip
 
 
 def attend(query, key, value, mask=None, scale=None):

@@ -44,6 +44,7 @@ _FREE = frozenset(
     view_as_complex view_as_real where zero_ zeros zeros_like _adaptive_avg_pool2d adaptive_max_pool2d erf bernoulli
     _native_batch_norm_legit_no_training _fused_rms_norm round log2 bincount
     gather_rows scatter_rows_ exchange_rows_ affine_rows activate_rows update_statistics_ compact normalize_map
+    normalize_rows_
     _safe_softmax floor_divide remainder bitwise_or_ promote_types _softmax_backward_data native_layer_norm_backward
     native_group_norm_backward silu_backward gelu_backward upsample_nearest2d_backward
     """.split()

@@ -7,10 +7,12 @@ from sige.kernels.activations import apply_
 from sige.kernels.composed.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.composed.gather import exchange_rows_
 from sige.kernels.composed.normalization import affine_rows
+from sige.kernels.joined_rows import joined
 from sige.kernels.normalized_map import normalize_map
 
 
-def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
+    rows = joined(rows, rest, rest_rows)
     rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
     rows = apply_(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
@@ -18,8 +20,9 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw,
+    target, positions, raw, rest=None, rest_rows=None,
 ):  # fmt: skip
+    source = joined(source, rest, rest_rows)
     if index is not None and index.dim() == 1:
         source, index = source.index_select(0, index), None
     made = linear_rows(source, weight, bias) if index is None else conv_rows(source, index, weight, bias, groups)

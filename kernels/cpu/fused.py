@@ -13,6 +13,7 @@ from sige.kernels.composed.gather import exchange_rows_
 from sige.kernels.cpu.convolution import conv_map
 from sige.kernels.cpu.library import address, library, plain
 from sige.kernels.cpu.product import finished_product, map_affine, narrow_map, served
+from sige.kernels.joined_rows import joined
 
 
 def _apart(target, *read):
@@ -24,7 +25,8 @@ def _apart(target, *read):
     return others and target.dtype == torch.float32 and target.is_contiguous()
 
 
-def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
+    rows = joined(rows, rest, rest_rows)
     if not served(rows, scale, shift):
         return composed.activate_rows(rows, scale, shift, sample, activation, slope, target, positions)
     if activation == "gelu" or not _apart(target, rows):
@@ -44,8 +46,9 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw,
+    target, positions, raw, rest=None, rest_rows=None,
 ):  # fmt: skip
+    source = joined(source, rest, rest_rows)
     product, before = (source, index, weight, bias), (vector, residual, residual_rows, sample)
     after = scale, shift, activation, slope, target, positions
     compiled = served(source, weight, bias, vector, residual, scale, shift, groups=groups)

@@ -2,6 +2,7 @@
 ``sige.kernels.ops``."""
 
 from sige.kernels.activations import apply_
+from sige.kernels.joined_rows import joined
 from sige.kernels.mps import launch
 from sige.kernels.mps.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.mps.gather import exchange_rows_, gather_rows
@@ -9,7 +10,8 @@ from sige.kernels.mps.normalization import affine_rows
 from sige.kernels.normalized_map import normalize_map
 
 
-def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
+    rows = joined(rows, rest, rest_rows)
     rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
     rows = apply_(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
@@ -17,9 +19,10 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw,
+    target, positions, raw, rest=None, rest_rows=None,
 ):  # fmt: skip
-    launch.serve(source, weight, bias, vector, residual, scale, shift, target)
+    launch.serve(source, weight, bias, vector, residual, scale, shift, target, rest)
+    source = joined(source, rest, rest_rows)
     if index is not None and index.dim() == 1:
         source, index = gather_rows(source, index), None
     if index is None:

@@ -1,13 +1,15 @@
 """Fused operators, as the operators that they stand for, one after the other. The contract stands in ``sige.kernels.ops``."""
 
 from sige.kernels.activations import applied
+from sige.kernels.joined_rows import joined
 from sige.kernels.normalized_map import normalize_map
 from sige.kernels.reference.convolution import conv_map, conv_rows, linear_rows
 from sige.kernels.reference.gather import exchange_rows_
 from sige.kernels.reference.normalization import affine_rows
 
 
-def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
+    rows = joined(rows, rest, rest_rows)
     rows = rows.clone() if scale is None else affine_rows(rows, scale, shift, sample)
     rows = applied(rows, activation, slope)
     return rows if target is None else exchange_rows_(target, positions, rows)
@@ -15,8 +17,9 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw,
+    target, positions, raw, rest=None, rest_rows=None,
 ):  # fmt: skip
+    source = joined(source, rest, rest_rows)
     if index is not None and index.dim() == 1:
         source, index = source[index], None
     made = linear_rows(source, weight, bias) if index is None else conv_rows(source, index, weight, bias, groups)

@@ -10,14 +10,16 @@ import triton
 from sige.kernels import weights
 from sige.kernels.backends import Declined
 from sige.kernels.kept import Kept
+from sige.kernels.triton import channels as of_two
 from sige.kernels.triton import epilogue, launch, product, tiles
 
 _arrived = Kept()
 
 
 def rows_product(
-    source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None, rows=None, raw=True, after=None
-):
+    source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None, rows=None, raw=True, after=None, rest=None,
+    rest_rows=None,
+):  # fmt: skip
     """The product behind `conv_rows`, `conv_tiles`, `linear_rows` and `conv_rows_fused`.
 
     Returns (n, O) in ``dtype``, the weight's unless given; None where ``raw`` rows are not wanted.
@@ -26,8 +28,9 @@ def rows_product(
     weight: (O, C/groups, kh, kw) or (O, C).   bias: (O,) or None.
     count: None, or an integer tensor of one element on the device: only so many rows are computed, the others are left unwritten.
     rows: None, or how many rows to compute: the first ones.   after: what else becomes of the sums: arguments of `epilogue.finish`.
+    rest, rest_rows: None, or further channels of ``source``, as `conv_rows_fused` has them; groups is then 1.
     """
-    launch.serve(source, weight, bias)
+    launch.serve(source, weight, bias, rest)
     height, width = weight.shape[2:] if weight.dim() == 4 else (1, 1)
     if rows is None:
         rows = source.shape[0] if index is None else index.shape[0] * max(tile[0] * tile[1], 1)
@@ -45,13 +48,13 @@ def rows_product(
     if tiles.thin(channels, outputs // groups, groups):
         _launch_thin(arguments | after, rows, outputs)
     else:
-        _launch(arguments | after, rows, groups, weight)
+        _launch(arguments | after | of_two.beside(source, rest, rest_rows), rows, groups, weight)
     return out
 
 
 def _launch(arguments, rows, groups, weight):
     """`product` over ``groups``; ``weight`` as the caller gave it."""
-    source, index, target, width = arguments["source"], arguments["index"], arguments["target"], weight.shape[0]
+    source, index, width = arguments["source"], arguments["index"], weight.shape[0]
     fused = weight.dtype != torch.float32 or launch.precise() == "tf32"
     chosen = tiles.choose(
         rows, arguments["OUT"], arguments["IN"], arguments["TAPS"], groups, weight.element_size(), fused,
@@ -59,10 +62,8 @@ def _launch(arguments, rows, groups, weight):
     )  # fmt: skip
     arguments.update(PARTS=chosen.parts, STEPS=chosen.steps, BM=chosen.rows, BN=chosen.outputs, BK=chosen.depth)
     arguments.update(PRECISION=launch.precise(), WIDEN=launch.INTERPRETED and weight.dtype == torch.bfloat16)
-    maps = [source] if target is None else [source, target]
-    reach = [sum((side - 1) * step for side, step in zip(x.shape, x.stride())) for x in maps]
-    places = max(*reach, index.numel() if index is not None else 0, chosen.parts * rows * width)
-    arguments.update(BIG=places >= 1 << 31, partial=None, arrived=None)
+    big = launch.big(source, index, arguments["rest"], arguments["target"], elements=chosen.parts * rows * width)
+    arguments.update(BIG=big, partial=None, arrived=None)
     blocks = triton.cdiv(rows, chosen.rows) * triton.cdiv(arguments["OUT"], chosen.outputs)
     if chosen.parts > 1:
         partial = torch.empty(chosen.parts, rows, width, dtype=torch.float32, device=source.device)

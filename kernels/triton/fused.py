@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 
 from sige.kernels.backends import Declined
+from sige.kernels.joined_rows import joined
 from sige.kernels.normalized_map import normalize_map
-from sige.kernels.triton import epilogue, launch
+from sige.kernels.triton import channels, epilogue, launch
 from sige.kernels.triton.convolution import conv_map, rows_product
 
 _BLOCK = 2048  # elements a program holds
@@ -14,15 +15,17 @@ _BLOCK = 2048  # elements a program holds
 
 @triton.jit(do_not_specialize=["n"])
 def _activate(
-    rows, n, rows_row, rows_column, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row,
-    target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, WIDTH: tl.constexpr,
+    rows, n, rows_row, rows_column, rest, rest_rows, rest_row, rest_column, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row,
+    target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     line = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     column = tl.program_id(1) * BC + tl.arange(0, BC)
     here, known = line < n, column < WIDTH
-    place = line[:, None] * rows_row + column[None, :] * rows_column
-    total = tl.load(rows + place, mask=here[:, None] & known[None, :], other=0).to(tl.float32)
+    row = tl.where(here, line, -1)[:, None]
+    total = channels.taken(
+        rows, rest, rest_rows, row, column[None, :], known[None, :], rows_row, rows_column, rest_row, rest_column, FIRST
+    ).to(tl.float32)
     epilogue.finish(
         total, line, column, here, known, WIDTH, None, None, vector, residual, residual_rows, sample, scale, shift, second, target,
         positions, target_row, target_column, VECTOR_ROW, ACTIVATION, SLOPE,
@@ -46,25 +49,25 @@ def _after(
     return after
 
 
-def activate_rows(rows, scale, shift, sample, activation, slope, target, positions):
-    launch.serve(rows)
-    count, width = rows.shape
+def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
+    launch.serve(rows, rest)
+    count, width = len(rows), rows.shape[1] + (0 if rest is None else rest.shape[1])
     arguments = _after(
         count, width, rows.dtype, rows.device, None, None, None, sample, scale, shift, activation, slope, target, positions
     )  # fmt: skip
     if arguments["second"] is None:  # nothing to do
-        return rows.clone()
+        return joined(rows, rest, rest_rows) if rest is not None else rows.clone()
     columns = min(triton.next_power_of_2(width), 256)
     lines = max(1, min(_BLOCK // columns, triton.next_power_of_2(max(count, 1))))
     arguments.update(rows=rows, n=count, rows_row=rows.stride(0), rows_column=rows.stride(1))
-    arguments.update(WIDTH=width, BM=lines, BC=columns)
+    arguments.update(WIDTH=width, BM=lines, BC=columns, **channels.beside(rows, rest, rest_rows))
     launch.run(_activate, (triton.cdiv(count, lines), triton.cdiv(width, columns)), arguments)
     return arguments["second"]
 
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw,
+    target, positions, raw, rest=None, rest_rows=None,
 ):  # fmt: skip
     if index is not None and index.dim() == 1:
         index = index[:, None]
@@ -75,7 +78,9 @@ def conv_rows_fused(
         count, width, weight.dtype, weight.device, vector, residual, residual_rows, sample, scale, shift, activation,
         slope, target, positions,
     )  # fmt: skip
-    out = rows_product(source, index, weight, bias, groups, rows=count, raw=raw, after=after)
+    out = rows_product(
+        source, index, weight, bias, groups, rows=count, raw=raw, after=after, rest=rest, rest_rows=rest_rows
+    )
     empty = weight.new_empty(0, width)
     return empty if out is None else out, empty if after["second"] is None else after["second"]
 

@@ -9,14 +9,14 @@ part of a split sum; whichever of these comes last adds all parts up, in a fixed
 import triton
 import triton.language as tl
 
-from sige.kernels.triton import epilogue
+from sige.kernels.triton import channels, epilogue
 
 
 @triton.jit(do_not_specialize=["n"])
 def product(
-    source, index, weight, bias, out, count, n, source_row, source_column,
-    partial, arrived, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row, target_column,
-    IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+    source, index, weight, bias, out, count, n, source_row, source_column, rest, rest_rows, rest_row, rest_column, partial, arrived,
+    vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row, target_column,
+    FIRST: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     TILE: tl.constexpr, AREA: tl.constexpr, WINDOW_WIDTH: tl.constexpr, WINDOW: tl.constexpr,
     STEPS: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BIG: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -25,7 +25,7 @@ def product(
     """One tile of outputs. Program axes: tiles of rows and outputs (rows fastest, so that neighbours share weights in the second-level
     cache), parts of the sum, groups.
 
-    IN, OUT: channels and outputs of one group. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
+    IN, OUT: channels and outputs of one group; those from FIRST on lie in ``rest``: see `channels.taken`. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
     of tiles TILE wide of AREA positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
     ``out``: (n, groups*OUT), None where raw rows are not wanted. From ``vector`` on: see `epilogue.finish`. Where the sum is split,
     ``partial`` is the memory of its float32 parts (PARTS, n, groups*OUT) and ``arrived`` counts the programs that are done with theirs,
@@ -69,8 +69,6 @@ def product(
             else:
                 row = tl.load(index + base[:, None] + offset[None, :], mask=here[:, None] & known[None, :], other=-1)
                 row = row if BIG else row.to(tl.int32)
-            inside = row >= 0
-            place = row * source_row + c[None, :] * source_column
         else:
             stretch = part * STEPS + step
             tap = stretch // ((IN + BK - 1) // BK)
@@ -83,9 +81,20 @@ def product(
                 row = tl.load(index + base + offset, mask=here & (tap < TAPS), other=-1)
                 row = row if BIG else row.to(tl.int32)
             known = (c < IN) & (tap < TAPS)
-            inside = (row >= 0)[:, None] & (c < IN)[None, :]
-            place = row[:, None] * source_row + c[None, :] * source_column
-        left = tl.load(columns + place, mask=inside, other=0).to(weight.dtype.element_ty)
+            row = row[:, None]
+        left = channels.taken(
+            columns,
+            rest,
+            rest_rows,
+            row,
+            c[None, :],
+            known[None, :],
+            source_row,
+            source_column,
+            rest_row,
+            rest_column,
+            FIRST,
+        ).to(weight.dtype.element_ty)
         right = tl.load(weights + k[:, None], mask=known[:, None] & (o < OUT)[None, :], other=0)
         if WIDEN:
             # Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers (3.6 to 3.9).

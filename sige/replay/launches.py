@@ -13,6 +13,7 @@ _MEMORY = {
     _aten.new_empty_strided.default, _aten._unsafe_view.default, _aten.lift_fresh.default, _aten.detach.default,
 }  # fmt: skip
 
+
 def launches(calls, looks):
     """Kernels that ``calls`` launch; ``looks`` says what their tensors look like, as `Tracer.looks` does."""
     return sum(_of(call, looks) for call in calls if call[0] != "journal")

@@ -29,6 +29,11 @@ CALLS = {
         *(random(10, 8), torch.tensor([0, 3, 7])),
     ),
     "conv_rows_fused": lambda: (random(10, 8), TAPS, random(16, 8, 2, 2, seed=1), random(16), 1, 2, random(1, 16)),
+    "normalize_rows_": lambda: (
+        *(random(12, 5), random(12, 3, seed=2), None, random(10, 8, seed=1), torch.tensor([0, 3, 7])),
+        *(torch.zeros(1, 4, dtype=torch.float64), torch.full((1, 8), 90.0, dtype=torch.float64)),
+        *(None, random(8), None, 4, 40, 1e-5, "silu", 0.0, random(30, 8), torch.arange(12) * 2),
+    ),
     "normalize_map": lambda: (random(2, 8, 7, 9), 4, random(8), None, 1e-5, "silu"),
     "conv_map_fused": lambda: (
         *(random(2, 16, 7, 9), random(3, 16, 3, 3, seed=1), random(3), (1, 1), (1, 1), (1, 1), 1),

@@ -20,8 +20,9 @@ def call(operator, **given):
     device = "mps" if backends._forced == "mps" and torch.backends.mps.is_available() else device
     moved = {key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in given.items()}
     result = getattr(ops, operator)(**moved)
-    if device != "cpu" and given.get("target") is not None:
-        given["target"].copy_(moved["target"])
+    for name in ("target", "sums"):
+        if device != "cpu" and given.get(name) is not None:
+            given[name].copy_(moved[name])
     return tuple(part.cpu() for part in result) if isinstance(result, tuple) else result.cpu()
 
 
@@ -80,6 +81,41 @@ def test_activate_rows_into_a_map(dtype, mask, channels):  # noqa: F811
     exact = activated(rows.double() * scale.double() + shift.double(), "silu")
     found = torch.equal(old, before[index]), close(target[index], exact), untouched(target, before, index)
     assert found == (True, True, True)
+
+
+def in_two(rows, first, picked):
+    """The columns of ``rows`` from ``first`` on, apart from the others: {"rest", "rest_rows"}, in a longer map where ``picked``."""
+    if not picked:
+        return rows[:, :first].clone(), dict(rest=rows[:, first:].clone())
+    places = torch.randperm(len(rows) + 9, generator=torch.Generator().manual_seed(8))[: len(rows)]
+    rest = torch.full((len(rows) + 9, rows.shape[1] - first), float("nan"), dtype=rows.dtype)
+    rest[places] = rows[:, first:]
+    return rows[:, :first].clone(), dict(rest=rest, rest_rows=places)
+
+
+PICKED = pytest.mark.parametrize("picked", [False, True], ids=["rows", "rows of a map"])
+
+
+@MASKS
+@PICKED
+@pytest.mark.parametrize("first, channels", [(3, 24), (16, 17), (200, 300)])
+def test_activate_rows_of_two_tensors(dtype, mask, picked, first, channels):  # noqa: F811
+    target, index = random(N, channels, dtype=dtype, seed=4), active_rows(mask)
+    whole, before = random(len(index), channels, dtype=dtype), target.clone()
+    scale, shift = (random(1, channels, dtype=dtype, seed=seed) for seed in (1, 2))
+    rows, rest = in_two(whole, first, picked)
+    given = dict(rows=rows, scale=scale, shift=shift, activation="silu", **rest)
+    exact = activated(whole.double() * scale.double() + shift.double(), "silu")
+    alone = call("activate_rows", **given)
+    old = call("activate_rows", **given, target=target, positions=index)
+    found = close(alone, exact), torch.equal(old, before[index]), close(target[index], exact)
+    assert (*found, untouched(target, before, index)) == (True,) * 4
+
+
+def test_rows_of_two_tensors_to_which_nothing_is_done(dtype):  # noqa: F811
+    whole = random(50, 24, dtype=dtype)
+    rows, rest = in_two(whole, 10, True)
+    assert torch.equal(call("activate_rows", rows=rows, **rest), whole)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu"])
@@ -200,6 +236,27 @@ def test_a_linear_layer_of_picked_rows(dtype, wants, channels):  # noqa: F811
     case = Case(dtype, "ragged", (channels, 24, 0, 1), {"picked", *wants})
     raw, _ = call("conv_rows_fused", **case.given)
     assert (close(raw, case.raw), not wants or close(case.target[case.places], case.second)) == (True, True)
+
+
+@PICKED
+@pytest.mark.parametrize(
+    "geometry, wants, first",
+    [
+        pytest.param((40, 24, 0, 1), set(), 24, id="linear"),
+        pytest.param((40, 24, 0, 1), {"picked", "residual", "norm", "target"}, 7, id="linear of picked rows, all"),
+        pytest.param((640, 24, 0, 1), {"1x1", "picked"}, 320, id="linear split"),
+        pytest.param((640, 24, 0, 1), {"vector"}, 333, id="linear split anywhere"),
+        pytest.param((3, 17, 3, 1), set(), 1, id="3x3"),
+        pytest.param((72, 24, 3, 1), {"norm"}, 40, id="3x3 of many channels"),
+    ],
+)
+def test_channels_of_two_tensors(dtype, geometry, wants, first, picked):  # noqa: F811
+    case = Case(dtype, "ragged", geometry, wants)
+    source, rest = in_two(case.given["source"], first, picked)
+    raw, second = call("conv_rows_fused", **case.given | dict(source=source, **rest))
+    made = case.target[case.places] if "target" in wants else second
+    assert (raw.dtype, close(raw, case.raw)) == (dtype, True)
+    assert "norm" not in wants or close(made, case.second)
 
 
 @pytest.mark.parametrize("wants", [{"norm"}, {"norm", "target"}, {"target"}], ids=["norm", "norm in a map", "map"])

@@ -182,11 +182,16 @@ def arguments():
         "conv_rows_fused": (
             *(random(10, 8), taps, random(16, 8, 2, 2, seed=3), random(16), 1, 3, random(1, 16)),
             *(random(7, 16), torch.tensor([6, 0, 2]), None, random(1, 16), random(1, 16), "gelu", 0.0),
-            *(random(10, 16), index, True),
+            *(random(10, 16), index, True, None, None),
         ),
         "update_statistics_": (
             *(random(12, 8), random(10, 8, seed=1), index, torch.zeros(2, 4), torch.full((2, 8), 90.0)),
             *(torch.tensor([0, 0, 1]), random(8), None, 4, 40, 1e-5),
+        ),
+        "normalize_rows_": (
+            *(random(12, 5), random(20, 3), torch.arange(12) + 4, random(10, 8, seed=1), index, torch.zeros(2, 4)),
+            *(torch.full((2, 8), 90.0), torch.tensor([0, 0, 1]), random(8), None, 4, 40, 1e-5, "silu", 0.0),
+            *(random(30, 8), torch.arange(12) * 2),
         ),
         "normalize_map": (random(2, 8, 7, 9), 4, random(8), None, 1e-5, "leaky_relu", 0.1),
         "conv_map_fused": (

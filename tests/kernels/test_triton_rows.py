@@ -257,9 +257,7 @@ class Split:
         self.weight, self.bias = random(24 * groups, 64, 3, 3, seed=1, dtype=dtype), random(24 * groups, dtype=dtype)
 
     def run(self, rows=40, **more):
-        return convolution.rows_product(
-            self.source, self.index[:rows], self.weight, self.bias, self.groups, **more
-        )
+        return convolution.rows_product(self.source, self.index[:rows], self.weight, self.bias, self.groups, **more)
 
     def exact(self, rows=40):
         given = self.source.double(), self.index[:rows], self.weight.double(), self.bias.double(), self.groups

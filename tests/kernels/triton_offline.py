@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import sige  # noqa: F401
-from sige.kernels.triton import compaction, convolution, gather, launch, normalization
+from sige.kernels.triton import compaction, convolution, gather, launch, normalization, normalized
 from sige.kernels.triton import fused as ops
 
 POINTERS = {
@@ -71,6 +71,31 @@ def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1):
         empty(outputs, channels // groups, side, side, dtype=dtype), empty(outputs, dtype=dtype), groups, rows,
         vector, empty(65536, outputs, dtype=dtype), positions, numbers(rows) if samples > 1 else None, vector, vector, "silu", 0.0,
         empty(65536, outputs, dtype=dtype), positions, True,
+    )  # fmt: skip
+
+
+def joined(dtype):
+    """A norm and a shortcut of channels that lie in two tensors, the second ones in a map."""
+    rows, rest, places = empty(800, 256, dtype=dtype), empty(65536, 128, dtype=dtype), numbers(800)
+    weight, bias = empty(128, 384, 1, 1, dtype=dtype), empty(128, dtype=dtype)
+    scale, target = empty(1, 384, dtype=dtype), empty(65536, 384, dtype=dtype)
+    ops.activate_rows(rows, scale, scale, None, "silu", 0.0, target, places, rest, places)
+    nothing = (None,) * 6
+    ops.conv_rows_fused(rows, None, weight, bias, 1, 800, *nothing, "none", 0.0, None, None, True, rest, places)
+    ops.conv_rows_fused(
+        rows, places, weight, bias, 1, 800, *nothing, "none", 0.0, None, None, True, empty(800, 128, dtype=dtype)
+    )
+
+
+def normalised_into_a_map(dtype, width, tiles, batch=1, rest=0):
+    """A norm of 32 groups of ``width`` channels, ``rest`` of them in a map, that ``tiles`` tiles of 8x8 changed, and silu."""
+    count = tiles * 64
+    rows, sums = empty(count, width - rest, dtype=dtype), empty(1024 * batch, 64, dtype=dtype)
+    centre, totals = empty(batch, 32, dtype=torch.float64), empty(batch, 64, dtype=torch.float64)
+    sample, weight = numbers(tiles) if batch > 1 else None, empty(width, dtype=dtype)
+    normalized.normalize_rows_(
+        rows, empty(65536, rest, dtype=dtype) if rest else None, numbers(count) if rest else None, sums, numbers(tiles), centre,
+        totals, sample, weight, weight, 32, 1 << 18, 1e-5, "silu", 0.0, empty(65536, width, dtype=dtype), numbers(count),
     )  # fmt: skip
 
 
@@ -130,6 +155,12 @@ def cases():
     yield "statistics of few tiles float16", lambda: updated(torch.float16, 12)
     yield "statistics of many tiles float16", lambda: updated(torch.float16, 160, batch=2)
     yield "statistics of many tiles float32", lambda: updated(torch.float32, 160, affine=False)
+    yield "two tensors float16", lambda: joined(torch.float16)
+    for width, tiles, batch, rest in ((128, 12, 1, 0), (512, 1, 1, 0), (384, 12, 2, 128), (128, 160, 1, 0)):
+        yield (
+            f"norm of {width} channels and {tiles} tiles float16",
+            lambda given=(width, tiles, batch, rest): normalised_into_a_map(torch.float16, *given),
+        )
     yield "compaction", compacted
 
 

@@ -66,7 +66,9 @@ def test_a_split_sum_is_one_launch():
 
 
 def test_a_view_is_none_and_an_operator_of_pytorch_one():
-    found = [count(func, (Ref(0),), [(3, 3), (3, 3)]) for func in (torch.ops.aten.t.default, torch.ops.aten.silu.default)]
+    found = [
+        count(func, (Ref(0),), [(3, 3), (3, 3)]) for func in (torch.ops.aten.t.default, torch.ops.aten.silu.default)
+    ]
     assert found == [0, 1]
 
 
@@ -75,7 +77,9 @@ def test_without_rows_nothing_is_launched():
     assert count(torch.ops.sige.conv_rows.default, (Ref(0), Ref(1), Ref(2), None, 1), shapes) == 0
 
 
-@pytest.mark.parametrize("tiles, expected", [pytest.param(4, 1, id="few tiles"), pytest.param(1000, 2, id="many tiles")])
+@pytest.mark.parametrize(
+    "tiles, expected", [pytest.param(4, 1, id="few tiles"), pytest.param(1000, 2, id="many tiles")]
+)
 def test_statistics_of_many_tiles_are_two_launches(tiles, expected):
     shapes = [(tiles * 64, 128), (1024, 64), (tiles,), (1, 32), (1, 64), (tiles, 64)]
     args = (*map(Ref, range(5)), None, None, None, 32, 1 << 18, 1e-5)

@@ -1,0 +1,7 @@
+"""A group norm that its rows change, of this backend's other operators. The contract stands in ``sige.kernels.ops``."""
+
+from sige.kernels.cpu.fused import activate_rows
+from sige.kernels.cpu.normalization import update_statistics_
+from sige.kernels.normalized_rows import made_of
+
+normalize_rows_ = made_of(update_statistics_, activate_rows)
