@@ -35,6 +35,7 @@ FAMILIES = {
     "normalize_rows_": "normalized",
     "normalize_map": "fused",
     "conv_map_fused": "fused",
+    "project_rows_": "projection",
     "attend": "attention",
     "compact": "compaction",
 }
@@ -138,6 +139,11 @@ def gathers(device_type):
 
         return library() is None
     return name in ("reference", "composed")
+
+
+def merges(device_type):
+    """Whether each launch on a device costs time of its own, so that operators are worth merging that save nothing else."""
+    return device_type != "meta" and active(device_type) == "triton"
 
 
 def widest(device_type):

@@ -49,6 +49,10 @@ _library.define(
     "conv_map_fused(Tensor image, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
     "int norm_groups, Tensor? norm_weight, Tensor? norm_bias, float eps, str activation, float slope) -> Tensor"
 )
+_library.define(
+    "project_rows_(Tensor rows, Tensor query_weight, Tensor? query_bias, Tensor key_weight, Tensor? key_bias, Tensor value_weight, "
+    "Tensor? value_bias, Tensor(a!) keys, Tensor(b!) values, Tensor positions) -> (Tensor, Tensor, Tensor)"
+)
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _library.define(
     "update_statistics_(Tensor rows, Tensor(a!) sums, Tensor tile_index, Tensor centre, Tensor totals, Tensor? sample, "
@@ -186,6 +190,12 @@ def _(image, groups, weight, bias, eps, activation, slope):
     return torch.empty_like(image, memory_format=torch.channels_last)
 
 
+@torch.library.register_fake("sige::project_rows_", lib=_library)
+def _(rows, query_weight, query_bias, key_weight, key_bias, value_weight, value_bias, keys, values, positions):
+    made = rows.new_empty(len(rows), len(query_weight))
+    return made, keys.new_empty(len(rows), keys.shape[1]), values.new_empty(len(rows), values.shape[1])
+
+
 @torch.library.register_fake("sige::attend", lib=_library)
 def _(query, key, value, mask, scale):
     batch, heads, count, _ = query.shape
@@ -225,6 +235,11 @@ def _conv_rows_fused_flops(source, index, weight, bias, groups, count, *_, out_s
 @register_flop_formula(torch.ops.sige.linear_rows)
 def _linear_rows_flops(rows, weight, bias, *, out_shape=None, **_):
     return 2 * rows[0] * weight[0] * weight[1]
+
+
+@register_flop_formula(torch.ops.sige.project_rows_)
+def _project_rows_flops(rows, query_weight, query_bias, key_weight, key_bias, value_weight, *_, out_shape=None, **__):
+    return 2 * rows[0] * sum(math.prod(weight) for weight in (query_weight, key_weight, value_weight))
 
 
 def gather_rows(source, index):
@@ -287,7 +302,8 @@ def activate_rows(
     (n, C); with ``target`` (N, C) they are written there at distinct ``positions`` (n,), and what was there is returned.
 
     ``rest`` holds further channels of the rows, in their dtype, as if both had been concatenated before: (n, D), or a map (M, D) of
-    other memory than ``target`` with ``rest_rows`` (n,) in [0, M) picking one for each row. Raises ValueError for an unknown activation.
+    other memory than ``target`` with ``rest_rows`` (n,) in [0, M) picking one for each row. Raises ValueError for an unknown
+    activation.
     """
     activation = activations.check(activation)
     if target is None and rest is None and torch.compiler.is_compiling():
@@ -373,7 +389,7 @@ def normalize_rows_(
 ):  # fmt: skip
     """`update_statistics_` and, with the scale and shift that it gives, `activate_rows`, in one; for replayed steps.
 
-    ``rows`` (T*P, C) and what `activate_rows` calls ``rest``, or None, ``rest_rows``, or None; from ``sums`` to ``eps`` the arguments of
+    ``rows`` (T*P, C); ``rest`` and ``rest_rows`` as `activate_rows` has them, or None; from ``sums`` to ``eps`` the arguments of
     `update_statistics_`; the others are those of `activate_rows`, for each row the scale and shift of its tile's sample.
 
     Returns the rows of ``sums`` that were there before (T, 2*groups), the new totals, and the activated rows or, with ``target``, the
@@ -384,6 +400,20 @@ def normalize_rows_(
         "normalize_rows_", rows, rest, rest_rows, sums, tile_index, centre, totals, sample, weight, bias, groups, map_values,
         float(eps), activation, float(slope), target, positions,
     )  # fmt: skip
+
+
+def project_rows_(
+    rows, query_weight, query_bias, key_weight, key_bias, value_weight, value_bias, keys, values, positions
+):
+    """Queries, keys and values of rows that an edit changes: three times `linear_rows`, of which the second and third result go into
+    maps by `exchange_rows_`, in one; for replayed steps.
+
+    ``rows`` (n, C); the weights (O, C), or (O, C, 1, 1), and biases (O,) or None; the maps ``keys`` and ``values`` (N, O), of which
+    the rows at the distinct ``positions`` (n,) are written in place. Returns the queries (n, O) and the rows of ``keys`` and ``values``
+    that were there before (n, O).
+    """
+    args = (rows, query_weight, query_bias, key_weight, key_bias, value_weight, value_bias, keys, values, positions)
+    return _call("project_rows_", *args)
 
 
 def attend(query, key, value, mask=None, scale=None):

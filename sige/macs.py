@@ -25,7 +25,7 @@ _KINDS = {
         "mkldnn_convolution",
         "_convolution_pointwise",
     ),
-    "linear": ("mm", "addmm", "linear", "linear_rows", "_linear_pointwise"),
+    "linear": ("mm", "addmm", "linear", "linear_rows", "project_rows", "_linear_pointwise"),
     "attention": ("bmm", "baddbmm", "scaled_dot_product", "attend"),
 }
 

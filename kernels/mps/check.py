@@ -31,7 +31,11 @@ TOLERANCE = {
 LAYERS = ((128, 128, 256), (256, 256, 64), (512, 512, 32), (512, 512, 8))  # channels, outputs, side of the map
 SHARES = (0.012, 0.05, 0.15, 1.0)  # of the map's positions are active
 _SAMPLES = 7
-_WRITTEN = {"update_statistics_": 1, "normalize_rows_": 3}  # which argument is written to, where it is not the first
+_WRITTEN = {
+    "update_statistics_": 1,
+    "normalize_rows_": 3,
+    "project_rows_": 7,
+}  # the argument that is written to, if not the first
 
 
 def random(*shape, dtype, seed=0):
@@ -106,6 +110,11 @@ def cases(dtype):
     arguments = (halves[0], halves[1], beside, random(60, 16, dtype=dtype, seed=3), some, centre, totals, some // 30)
     arguments += (maps[0][0], maps[1][0], 8, 1440, 1e-5, "silu", 0.0, None, None)
     yield "normalize_rows_", "25 of 60 tiles of 4x4, 8 groups, of two tensors, silu", arguments
+    layers = [
+        x for seed in (1, 2, 3) for x in (random(24, 24, dtype=dtype, seed=seed), random(24, dtype=dtype, seed=seed))
+    ]
+    tokens = [random(400, 24, dtype=dtype, seed=seed) for seed in (4, 5)]
+    yield "project_rows_", "117 of 400 tokens", (random(117, 24, dtype=dtype), *layers, *tokens, places)
     tokens = [random(2, 4, count, 40, dtype=dtype, seed=seed) for seed, count in enumerate((9, 300, 300))]
     yield "attend", "9 queries, 300 keys", (*tokens, None, 40**-0.5)
     edit = torch.zeros(400, dtype=torch.bool).index_fill(0, places, True).view(2, 20, 10)

@@ -15,9 +15,9 @@ _BLOCK = 2048  # elements a program holds
 
 @triton.jit(do_not_specialize=["n"])
 def _activate(
-    rows, n, rows_row, rows_column, rest, rest_rows, rest_row, rest_column, vector, residual, residual_rows, sample, scale, shift, second, target, positions, target_row,
-    target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    rows, n, rows_row, rows_column, rest, rest_rows, rest_row, rest_column, vector, residual, residual_rows, sample, scale, shift,
+    second, target, positions, target_row, target_column, VECTOR_ROW: tl.constexpr, ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     line = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     column = tl.program_id(1) * BC + tl.arange(0, BC)

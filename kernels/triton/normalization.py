@@ -40,8 +40,8 @@ def _statistics(
     SUM: tl.constexpr, MERGE: tl.constexpr, BT: tl.constexpr, BG: tl.constexpr, BV: tl.constexpr, BW: tl.constexpr,
     BIG: tl.constexpr,
 ):  # fmt: skip
-    # A program takes `share` of the tiles. With SUM it exchanges their sums; with MERGE it makes scale and shift of what it knows, which
-    # comes from its own tiles, then all there are, or else from PARTS partial sums that an earlier launch left.
+    # A program takes `share` of the tiles. With SUM it exchanges their sums; with MERGE it makes scale and shift of what it knows:
+    # of its own tiles, which are then all there are, or else of PARTS partial sums that an earlier launch left.
     which = tl.program_id(1)
     here = tl.program_id(0) * BG + tl.arange(0, BG)
     if SUM:

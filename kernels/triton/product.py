@@ -25,13 +25,13 @@ def product(
     """One tile of outputs. Program axes: tiles of rows and outputs (rows fastest, so that neighbours share weights in the second-level
     cache), parts of the sum, groups.
 
-    IN, OUT: channels and outputs of one group; those from FIRST on lie in ``rest``: see `channels.taken`. ``index``: (n, TAPS) row numbers, -1 outside; or, where TILE is not 0, the windows
-    of tiles TILE wide of AREA positions, WINDOW numbers each; or None, where row i reads row i (a linear layer).
-    ``out``: (n, groups*OUT), None where raw rows are not wanted. From ``vector`` on: see `epilogue.finish`. Where the sum is split,
-    ``partial`` is the memory of its float32 parts (PARTS, n, groups*OUT) and ``arrived`` counts the programs that are done with theirs,
-    one number a tile of outputs and group: 0 before, and 0 again after. ``count``: None, or one integer on the device that says how
-    many of the ``n`` rows there are; the others are not written. BIG: some tensor has 2^31 elements or more; otherwise places are
-    32-bit numbers, which saves registers.
+    IN, OUT: channels and outputs of one group; channels from FIRST on lie in ``rest``, see `channels.taken`. ``index``: (n, TAPS) row
+    numbers, -1 outside; or, where TILE is not 0, the windows of tiles TILE wide of AREA positions, WINDOW numbers each; or None, where
+    row i reads row i (a linear layer). ``out``: (n, groups*OUT), None where raw rows are not wanted. From ``vector`` on: see
+    `epilogue.finish`. ``count``: None, or one integer on the device that says how many of the ``n`` rows there are; the others are
+    not written. Where the sum is split, ``partial`` is the memory of its float32 parts (PARTS, n, groups*OUT) and ``arrived`` counts
+    the programs that are done with theirs, one number a tile of outputs and group: 0 before, and 0 again after. BIG: some tensor has
+    2^31 elements or more; otherwise places are 32-bit numbers, which saves registers.
     """
     blocks = tl.cdiv(n, BM)
     limit = n

@@ -12,21 +12,24 @@ what only it makes, or writes to what it reads. On the CPU its bits are those of
 
 import torch
 
+from sige.replay.merging import merged
 from sige.replay.sharing import arguments, results, shared, straightened, written
-from sige.replay.tracer import Look, Ref, references
+from sige.replay.tracer import Ref, references
+from sige.replay.uses import Uses
 
 _aten, _sige = torch.ops.aten, torch.ops.sige
 
 
-def fuse(calls, looks, at_end):
+def fuse(calls, looks, at_end, merge=False):
     """The living calls of a step with chains of them replaced.
 
     calls: as `Tracer.calls`.   looks: number -> Look.   at_end: numbers of tensors that the step gives or leaves behind.
+    merge: also save launches where that saves nothing else: see `sige.replay.merging`.
     """
     calls = straightened(shared(calls, looks, at_end), looks, at_end)
     for begin in (_Convolution, _Affine, _Map):
         calls = _Fusion(calls, looks, at_end).run(begin)
-    return calls
+    return merged(calls, looks, at_end) if merge else calls
 
 
 class _Chain:
@@ -48,17 +51,11 @@ class _Chain:
         return self.activation, self.slope, self.target, self.positions
 
 
-class _Fusion:
+class _Fusion(Uses):
     """One pass over a list of calls."""
 
     def __init__(self, calls, looks, at_end):
-        self.calls, self.looks, self.at_end = calls, looks, at_end
-        self.users, self.maker = {}, {}
-        for place, call in enumerate(calls):
-            for ref in {*references(arguments(call))}:
-                self.users.setdefault(ref, []).append(place)
-            for ref in results(call):
-                self.maker.setdefault(ref, place)
+        super().__init__(calls, looks, at_end)
         self.taken = set()
 
     def run(self, begin):
@@ -73,17 +70,6 @@ class _Fusion:
         return [
             instead.get(place, call) for place, call in enumerate(self.calls) if place in instead or place not in gone
         ]
-
-    def empty(self):
-        """The number of a result that nobody wants."""
-        number = Ref(max(self.looks) + 1)
-        self.looks[number] = Look((0,), torch.float32, 0)
-        return number
-
-    def only_user(self, ref):
-        """The place of the one call that takes ``ref``, None where there are several or the step gives it."""
-        users = self.users.get(ref, [])
-        return users[0] if len(users) == 1 and ref not in self.at_end and self.calls[users[0]][0] != "journal" else None
 
     def allowed(self, chain):
         """Whether the chain may run where its last call stands: see the top of this file."""
@@ -280,21 +266,10 @@ def _residual(fusion, chain):
     return chain
 
 
-def _picked(fusion, rows, place):
-    """(place, map, row numbers) of the call that picks ``rows`` of a map for the call at ``place`` alone; None where there is none."""
-    maker = fusion.maker.get(rows)
-    if maker is None or fusion.only_user(rows) != place:
-        return None
-    func, args, *_ = fusion.calls[maker]
-    if func is _aten.index_select.default and args[1] == 0 and len(fusion.looks[args[0]].shape) == 2:
-        return maker, args[0], args[2]
-    return (maker, *args) if func is _sige.gather_rows.default else None
-
-
 def _source_rows(fusion, chain):
     """Rows that a linear layer takes: where they lie."""
     source, index, *layer = chain.convolution
-    found = _picked(fusion, source, chain.places[0])
+    found = fusion.picked(source, chain.places[0])
     if index is not None or found is None:
         return None
     place, source, index = found
@@ -306,7 +281,7 @@ def _source_rows(fusion, chain):
 def _residual_rows(fusion, chain):
     if chain.residual is None:
         return None
-    found = _picked(fusion, chain.residual, chain.places[-1])
+    found = fusion.picked(chain.residual, chain.places[-1])
     if found is None or fusion.looks[found[1]].dtype != fusion.looks[chain.result].dtype:
         return None
     place, chain.residual, chain.residual_rows = found

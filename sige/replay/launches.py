@@ -1,5 +1,5 @@
 """How many kernels a traced step launches on an NVIDIA GPU: each operator one, but for views and memory without values none, and for
-our own what their Triton implementation launches for these shapes: one, or two for a norm's statistics of many tiles. Calls into
+our own what their Triton implementation launches for these shapes: one, but for a norm's statistics of many tiles. Calls into
 PyTorch's own operators count one even where the library behind them takes two; it is a number to compare steps by, not a measurement.
 """
 
@@ -27,11 +27,17 @@ def _of(call, looks):
         return 1
     if outs and all(0 in looks[out].shape for out in outs):
         return 0
-    return _statistics(args, looks) if func is _sige.update_statistics_.default else 1
+    if func is _sige.update_statistics_.default:
+        return 1 + _shared_out(looks[args[0]], looks[args[2]], looks[args[0]].shape[1], args[8])
+    if func is _sige.normalize_rows_.default:
+        width = sum(looks[ref].shape[1] for ref in args[:2] if ref is not None)
+        return 1 + 2 * _shared_out(looks[args[0]], looks[args[4]], width, args[10])
+    return 1
 
 
-def _statistics(args, looks):
-    """Of a norm's statistics: one, or two where the tiles are shared out."""
-    rows, count, groups = looks[args[0]], looks[args[2]].shape[0], args[8]
-    size = rows.shape[0] // max(count, 1), groups, rows.shape[1] // groups
-    return 1 + (tiles.statistics(count, *size, rows.dtype.itemsize).parts > 1)
+def _shared_out(rows, changed, width, groups):
+    """Whether the tiles of a norm of ``groups`` are so many that they are shared out; ``rows`` (n, ...) and the tiles ``changed`` are
+    looks, ``width`` is how many channels there are."""
+    count = changed.shape[0]
+    size = rows.shape[0] // max(count, 1), groups, width // groups
+    return tiles.statistics(count, *size, rows.dtype.itemsize).parts > 1

@@ -49,7 +49,7 @@ class Program:
         self._replaced = list(values)
         self._leaves = tracer.leaves  # complete only now
         at_end = {r for r in wanted if isinstance(r, Ref)} | {r for v in values.values() for r in v}
-        kept = fuse(self._living(tracer.calls, set(at_end)), tracer.looks, at_end)
+        kept = fuse(self._living(tracer.calls, set(at_end)), tracer.looks, at_end, backends.merges(device_type))
         self.launches = launches(kept, tracer.looks)
         self.born = any(self._is_birth(call) for call in kept if call[0] != "journal")
         self._write(kept, values, tuples, wanted)

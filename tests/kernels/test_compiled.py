@@ -44,6 +44,10 @@ CALLS = {
         *(torch.zeros(1, 4, dtype=torch.float64), torch.full((1, 8), 90.0, dtype=torch.float64)),
         *(None, random(8), None, 4, 40, 1e-5),
     ),
+    "project_rows_": lambda: (
+        *(random(3, 8), random(16, 8, seed=1), random(16), random(16, 8, seed=2), None, random(16, 8, seed=3), None),
+        *(random(10, 16), random(10, 16, seed=4), torch.tensor([0, 3, 7])),
+    ),
     "attend": lambda: (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 8, seed=2)),
     "compact": lambda: (random(2, 5, 7) > 0, 40),
 }

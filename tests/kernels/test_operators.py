@@ -199,6 +199,10 @@ def arguments():
             *(4, random(16), random(16, seed=2), 1e-5, "silu", 0.0),
         ),
         "compact": (random(2, 5, 7) > 0, 40),
+        "project_rows_": (
+            *(rows, random(16, 8, seed=3), random(16), random(12, 8, seed=4), None, random(12, 8, seed=5), random(12)),
+            *(random(10, 12), random(10, 12, seed=6), index),
+        ),
         "attend": (random(2, 3, 5, 8), random(2, 3, 7, 8, seed=1), random(2, 3, 7, 6, seed=2), None, 0.3),
     }
 
@@ -264,6 +268,12 @@ def test_fused_formula():
         ops.conv_rows_fused(random(9, 8), torch.zeros(5, 9, dtype=torch.long), random(12, 8, 3, 3), count=4, raw=False)
         ops.conv_rows_fused(random(5, 8), None, random(12, 8))
     assert counter.get_total_flops() == 2 * (4 * 9 + 5) * 8 * 12
+
+
+def test_projection_formula():
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.sige.project_rows_(*arguments()["project_rows_"])
+    assert counter.get_total_flops() == 2 * 3 * 8 * (16 + 12 + 12)
 
 
 def test_linear_formula():

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from sige.kernels.triton import compaction, fused, gather, normalization, normalized, product
+from sige.kernels.triton import compaction, fused, gather, normalization, normalized, product, projection
 
 CAPABILITIES = (80, 86, 90)
 SHARED_BYTES = 99 << 10  # what a block may have on sm_86, the least of the three
-REGISTERS = {"product": 200, "_normalize": 80}  # a thread; 65536 a multiprocessor, so that a block of 256 threads fits
+REGISTERS = {
+    "product": 200,
+    "_project": 200,
+    "_normalize": 80,
+}  # a thread; 65536 a multiprocessor, so that a block of 256 threads fits
 FUSED_REGISTERS = {"product": 220}  # with all that can follow a convolution, of the largest tile
 OTHER_REGISTERS = 72
+PRODUCTS = ("product", "_project")
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +48,11 @@ def here(request, compiled):
 
 
 def tensor_core_products(here, word):
-    return {case: facts for (case, kernel), facts in here.items() if kernel == "product" and word in case}
+    return {case: facts for (case, kernel), facts in here.items() if kernel in PRODUCTS and word in case}
 
 
 def test_every_kernel_is_compiled(here):
-    modules = (compaction, fused, gather, normalization, normalized, product)
+    modules = (compaction, fused, gather, normalization, normalized, product, projection)
     jit = type(product.product)
     kernels = {name for module in modules for name, value in vars(module).items() if type(value) is jit}
     assert {kernel for _, kernel in here} == kernels
@@ -85,7 +90,7 @@ def test_hopper_uses_its_own_instructions(compiled):
     used = {
         case: facts["wgmma"]
         for (case, capability, kernel), facts in compiled.items()
-        if (capability, kernel) == (90, "product") and "float32" not in case
+        if capability == 90 and kernel in PRODUCTS and "float32" not in case
     }
     assert used and all(used.values()), used
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 import sige
@@ -58,3 +59,34 @@ def test_an_edit_on_triton_equals_one_on_the_cpu(norm):
     (got, effect), (exact, other) = (edited(backend, norm, mask) for backend in ("triton", "cpu"))
     assert 0 < effect.macs < 0.5 * effect.dense_macs and effect.macs == other.macs
     assert torch.allclose(got, exact, atol=1e-4)
+
+
+def replayed(backend, name, mask):
+    """Outputs of three edited steps of a small U-Net under ``backend``, and how many of them were replayed."""
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(16,), down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), norm_num_groups=4, attention_head_dim=None,
+    )  # fmt: skip
+    device = DEVICE if backend == "triton" else "cpu"
+    model = model.to(device).eval().requires_grad_(False)
+    x0 = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
+    policy = dataclasses.replace(sige.policy(name), min_resolution=1, upsample_min_source=1, dense_above=None)
+    times = [torch.tensor(time) for time in (700, 400, 100)]
+    with backends.forced(backend), torch.no_grad():
+        session = sige.Session(model, policy)
+        with session.record():
+            for time in times:
+                model(x0, time)
+        with session.edit(mask):
+            made = [model(x0 + 3 * mask.to(device), time).sample.cpu() for time in times]
+    return torch.stack(made), session.replayed_steps
+
+
+@pytest.mark.parametrize("name", ["sige", "incremental"])
+def test_steps_replayed_on_triton_equal_those_on_the_cpu(name):
+    """With norms, projections and skips merged."""
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[2:4, 5:] = True
+    (got, steps), (exact, _) = (replayed(backend, name, mask) for backend in ("triton", "cpu"))
+    assert (steps, torch.allclose(got, exact, atol=1e-4)) == (1, True)

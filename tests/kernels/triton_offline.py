@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import sige  # noqa: F401
-from sige.kernels.triton import compaction, convolution, gather, launch, normalization, normalized
+from sige.kernels.triton import compaction, convolution, gather, launch, normalization, normalized, projection
 from sige.kernels.triton import fused as ops
 
 POINTERS = {
@@ -109,6 +109,19 @@ def activated(dtype):
     ops.activate_rows(rows, scale, scale, numbers(800), "silu", 0.0, None, None)
 
 
+def projected(dtype, rows, channels):
+    """Queries, keys and values of ``rows`` tokens, keys and values into maps of 4096."""
+    weight, bias = empty(channels, channels, dtype=dtype), empty(channels, dtype=dtype)
+    target = empty(4096, channels, dtype=dtype)
+    projection.project_rows_(
+        empty(rows, channels, dtype=dtype),
+        *(weight, bias) * 3,
+        target,
+        empty(4096, channels, dtype=dtype),
+        numbers(rows),
+    )
+
+
 def copied(dtype):
     gather.gather_rows(empty(65536, 128, dtype=dtype), numbers(800))
     gather.scatter_rows_(empty(65536, 128, dtype=dtype), numbers(800), empty(800, 128, dtype=dtype))
@@ -161,6 +174,8 @@ def cases():
             f"norm of {width} channels and {tiles} tiles float16",
             lambda given=(width, tiles, batch, rest): normalised_into_a_map(torch.float16, *given),
         )
+    for rows, channels in ((64, 512), (4096, 320)):
+        yield f"projections of {rows} rows float16", lambda given=(rows, channels): projected(torch.float16, *given)
     yield "compaction", compacted
 
 
