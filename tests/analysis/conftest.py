@@ -118,11 +118,14 @@ def rows_of():
     return make_table
 
 
-@pytest.fixture
-def fake_results(tmp_path, fake_table):
-    """A results folder that holds the made-up table and the record of one of its runs."""
-    schema.write_table(fake_table, tmp_path / "runs.parquet")
-    (tmp_path / "samples").mkdir()
+@pytest.fixture(scope="module")
+def fake_results(tmp_path_factory, fake_table):
+    """A results folder: the made-up table, a run that failed with markup for a reason, and the record of one of its runs."""
+    folder = tmp_path_factory.mktemp("results")
+    failed = {"run_id": "fake-markup", "status": "error", "reason": "<script>alert(1)</script>", "metric": ""}
+    markup = make_table({**failed, "value": np.nan})
+    schema.write_table(pd.concat([fake_table, markup], ignore_index=True), folder / "runs.parquet")
+    (folder / "samples").mkdir()
     record = {"environment": {"machine": DEVICE, "libraries": {"torch": "0.0-fake"}, "threads": 2}}
-    (tmp_path / "samples" / "fake-church-432.json").write_text(json.dumps(record))
-    return tmp_path
+    (folder / "samples" / "fake-church-432.json").write_text(json.dumps(record))
+    return folder

@@ -1,6 +1,9 @@
 """The report: one command makes every file, and the page needs nothing from outside."""
 
+import contextlib
+import io
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,10 +12,17 @@ from sige.analysis import report, results, schema, verdict
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory, fake_table):
-    folder = tmp_path_factory.mktemp("results")
-    schema.write_table(fake_table, folder / "runs.parquet")
-    return folder, report.build(folder)
+def command(fake_results):
+    """Exit code of the command on the made-up results, and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = report.main([str(fake_results)])
+    return code, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def built(fake_results, command):
+    """The folder, and the files that the command names."""
+    return fake_results, [Path(line) for line in command[1].splitlines()[:-1]]
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +80,12 @@ def test_page_names_every_item_of_the_catalogue(built, page):
     assert all(name.replace("&", "&amp;") in page for name in catalogue["name"])
 
 
-def test_environment_of_a_run_is_in_the_page(fake_results):
-    report.build(fake_results)
-    assert "<th>libraries.torch</th><td>0.0-fake</td>" in (fake_results / "report.html").read_text()
+def test_environment_of_a_run_is_in_the_page(page):
+    assert "<th>libraries.torch</th><td>0.0-fake</td>" in page
 
 
-def test_text_of_a_row_cannot_become_markup(tmp_path, rows_of):
-    failed = {"status": "error", "reason": "<script>alert(1)</script>", "metric": "", "value": float("nan")}
-    schema.write_table(rows_of(failed), tmp_path / "runs.parquet")
-    report.build(tmp_path)
-    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+def test_text_of_a_row_cannot_become_markup(page):
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
 
 
 def test_report_of_an_empty_table_is_whole(tmp_path):
@@ -117,9 +123,9 @@ def test_command_on_another_schema_version_names_both(tmp_path, monkeypatch, cap
     assert "has schema version 9, this code reads version 1" in capsys.readouterr().err
 
 
-def test_command_prints_files_and_counts(fake_results, capsys):
-    assert report.main([str(fake_results)]) == 0
-    printed = capsys.readouterr().out
+def test_command_prints_files_and_counts(command):
+    code, printed = command
+    assert code == 0
     assert "report.html" in printed and "reproduced" in printed
 
 
