@@ -36,6 +36,16 @@ def cache(tmp_path, monkeypatch):
     library.library.cache_clear()
 
 
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A source of one function in place of the kernels: how a library is kept does not hang on what is in it."""
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" long vector_width() { return 1; }')
+    monkeypatch.setattr(library, "HEADERS", [])
+    monkeypatch.setattr(library, "SOURCES", [source])
+    monkeypatch.setattr(library, "_ARGUMENTS", {"vector_width": ""})
+
+
 def an_edit():
     """conv_rows on some of a map's rows, and what it should be."""
     source, weight = random(30, 24), random(40, 24, 1, 1, seed=1)
@@ -52,7 +62,7 @@ def test_it_is_built_into_the_cache_folder_and_nothing_else_is_left_there(cache)
 
 
 @built
-def test_it_is_built_once(cache, monkeypatch):
+def test_it_is_built_once(cache, small, monkeypatch):
     library.library()
     library.library.cache_clear()
     monkeypatch.setattr(library, "_build", None)
@@ -60,7 +70,7 @@ def test_it_is_built_once(cache, monkeypatch):
 
 
 @built
-def test_another_compiler_option_makes_another_library(cache, monkeypatch):
+def test_another_compiler_option_makes_another_library(cache, small, monkeypatch):
     library.library()
     library.library.cache_clear()
     monkeypatch.setattr(library, "_COMPILE", (*library._COMPILE, "-DANOTHER"))
@@ -69,7 +79,7 @@ def test_another_compiler_option_makes_another_library(cache, monkeypatch):
 
 
 @built
-def test_where_the_cache_folder_cannot_be_written_it_is_built_elsewhere(cache, tmp_path):
+def test_where_the_cache_folder_cannot_be_written_it_is_built_elsewhere(cache, small, tmp_path):
     (tmp_path / "sige").write_text("a file in the folder's place")
     assert library.library() is not None
 
