@@ -1,6 +1,9 @@
 """What holds for every test: two threads, no network, and our torchvision hook in place before anything imports it."""
 
+import gc
 import os
+
+gc.disable()  # until the tests begin: what is imported and collected stays to the end anyway
 
 # Before torch and the hub library are first imported, or they do not notice.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -26,6 +29,12 @@ _MARKERS = {
 def pytest_configure(config):
     for name, meaning in _MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_finish():
+    """Leave what is there by now out of every later search for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):
