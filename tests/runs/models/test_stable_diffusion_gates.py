@@ -3,6 +3,7 @@
 The edits are real ones: where they are not on this machine, a case says so by name and counts nothing.
 """
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,31 @@ from sige.runs.models.zoo import Zoo
 
 CONF = Path(__file__).parents[3] / "conf" / "model"
 HARDWARE = {"dtype": "float32"}
-_zoos = {}
 
 
+@functools.cache
 def zoo_of(name):
-    if name not in _zoos:
-        _zoos[name] = Zoo(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "meta")
-    return _zoos[name]
+    return Zoo(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "meta")
+
+
+_recorded = {}
+
+
+def recorded(model, policy, dials, inputs):
+    """The runner of a policy, recorded once: on meta tensors one original is like another."""
+    key = (model, policy, repr(dials))
+    if key not in _recorded:
+        options = {"policy": policy, "layout": "contiguous", "dials": dials}
+        _recorded[key] = session.build("ours", options, zoo_of(model), HARDWARE)
+        _recorded[key].record(inputs)
+    return _recorded[key]
 
 
 def effect_of(model, edit, policy, dials):
     """The effect of an edit, its text changed too where the edit is one of the prompt."""
     zoo = zoo_of(model)
     inputs = zoo.inputs(edit.original, 0)
-    runner = session.build("ours", {"policy": policy, "layout": "contiguous", "dials": dials}, zoo, HARDWARE)
-    runner.record(inputs)
+    runner = recorded(model, policy, dials, inputs)
     changed = ()
     if edit.prompt:
         inputs, changed = zoo.loader.with_new_text(zoo.model, inputs, 0)
