@@ -7,17 +7,20 @@ import sige
 _HEAVY = ["diffusers", "transformers", "torchvision", "torchmetrics", "pandas", "matplotlib", "hydra", "wandb"]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        pytest.param("import sige", id="import"),
-        pytest.param("import sige; sige.policy('incremental')", id="policy"),
-        pytest.param("import sige; sige.Session", id="session"),
-    ],
-)
-def test_loads_nothing_heavy(checkout, fresh_python, code):
-    loaded = fresh_python(f"import sys\n{code}\nprint(*sorted(set({_HEAVY!r}) & set(sys.modules)))", checkout)
-    assert loaded == ""
+_USES = {"import": "import sige", "policy": "sige.policy('incremental')", "session": "sige.Session"}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkout, fresh_python):
+    """Which heavy packages are there after each use, of one interpreter that makes them one after the other."""
+    told = f"print(*sorted(set({_HEAVY!r}) & set(sys.modules)), sep=' ', end=';')"
+    said = fresh_python("import sys\n" + "".join(f"{use}\n{told}\n" for use in _USES.values()), checkout)
+    return dict(zip(_USES, said.split(";"), strict=False))
+
+
+@pytest.mark.parametrize("use", _USES)
+def test_loads_nothing_heavy(loaded, use):
+    assert loaded[use] == ""
 
 
 def test_import_alone_does_not_load_torch(checkout, fresh_python):
