@@ -61,7 +61,7 @@ def shared(kept_session):
     kept_session._drop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def where():
     """Mask (16, 16) of a rectangle of 6x7 latents."""
     mask = torch.zeros(LATENT, LATENT, dtype=torch.bool)

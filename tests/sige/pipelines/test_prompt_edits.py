@@ -15,7 +15,7 @@ STEPS = 5
 OLD, NEW, THIRD = "a dog on a sofa", "a cat on a sofa", "a cat on a red sofa"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def generated(make_session):
     """``generated(**settings)``: a session with the picture of the old prompt."""
 
@@ -216,7 +216,7 @@ def test_attention_is_kept_for_the_edit_after(generated):
     assert session.edit(THIRD, mask_steps=(1, 2), attention_control=True).calls == STEPS
 
 
-@pytest.fixture(params=[True, False], ids=["held", "free"])
+@pytest.fixture(scope="module", params=[True, False], ids=["held", "free"])
 def maps_of_edit(request, generated, where):
     """(maps of the old prompt, those that the edit made, those after its commit, bool positions inside by number of positions)."""
     session = generated(attention_control=2)
