@@ -22,8 +22,8 @@ class Effect:
     macs: int = 0
     dense_macs: int = 0
     sparse_macs_by_kind: dict = dataclasses.field(default_factory=lambda: {"conv": 0, "linear": 0, "attention": 0})
-    active: torch.Tensor | None = None
     fallbacks: list = dataclasses.field(default_factory=list)
+    _active: ActiveSet | torch.Tensor | None = None
 
     def add(self, macs, dense_macs, active, fallbacks):
         """Account for one more step. ``active``: an ActiveSet or a bool map."""
@@ -32,5 +32,11 @@ class Effect:
         self.dense_macs += sum(dense_macs.values())
         for kind, count in macs.items():
             self.sparse_macs_by_kind[kind] += count
-        self.active = active.mask() if isinstance(active, ActiveSet) else active.clone()
+        self._active = active if isinstance(active, ActiveSet) else active.clone()
         self.fallbacks += [name for name in fallbacks if name not in self.fallbacks]
+
+    @property
+    def active(self):
+        if isinstance(self._active, ActiveSet):
+            self._active = self._active.mask()
+        return self._active

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten_with_path
 
+from sige.answers import waits
 from sige.errors import ChangedInputError, MaskError, ModelError, NonFiniteError
 from sige.masks import reduce_max
 
@@ -103,15 +104,17 @@ def check_autocast(inputs, recorded):
         )
 
 
-def check_finite(inputs):
-    """NonFiniteError naming the first floating-point input that holds NaN or infinity."""
+def check_finite(inputs, answers):
+    """NonFiniteError naming the first floating-point input that holds NaN or infinity, as soon as ``answers`` (`Answers`) tells."""
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_meta:
-            # One pass where all is well: a sum is finite unless a term is not, or it overflows.
-            if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
-                raise NonFiniteError(
-                    f"input {name!r} of shape {tuple(value.shape)} holds NaN or infinity: give finite values"
-                )
+            # On a CPU one pass where all is well: a sum is finite unless a term is not, or it overflows.
+            if waits(value.device) or not torch.isfinite(value.sum()):
+                answers.ask(~torch.isfinite(value).all(), functools.partial(_not_finite, name, tuple(value.shape)))
+
+
+def _not_finite(name, shape):
+    raise NonFiniteError(f"input {name!r} of shape {shape} holds NaN or infinity: give finite values")
 
 
 def images(inputs):
@@ -151,8 +154,28 @@ def _finer(size, map_size):
     return len(factors) == 1 and factors.pop().is_integer()
 
 
-def check_unchanged(inputs, recorded, mask, declared):
-    """ChangedInputError naming the first input that differs where the edit did not declare a change."""
+class Inside:
+    """Where a mask (B, H, W), True or False on any device, lets maps of its resolution or coarser differ."""
+
+    def __init__(self, mask):
+        self._mask, self._made = mask, {}
+
+    def of(self, image):
+        """The mask (B, h, w) at the resolution of a map (B, C, h, w), on its device; None where it does not fit."""
+        mask = self._mask
+        if image.dim() != 4 or image.shape[0] != mask.shape[0] or not _finer(mask.shape[1:], image.shape[2:]):
+            return None
+        key = image.device, *image.shape[2:]
+        if key not in self._made:
+            self._made[key] = reduce_max(mask.to(image.device), *image.shape[2:])
+        return self._made[key]
+
+
+def check_unchanged(inputs, recorded, inside, declared, answers):
+    """ChangedInputError naming the first input that differs where the edit did not declare a change.
+
+    inside: an `Inside` of the edit's mask.   answers: an `Answers`; what it tells later is said of ``inputs`` as they are then.
+    """
     for name in dict.fromkeys((*recorded, *inputs)):
         if name not in inputs or name not in recorded:
             where = "the recording" if name in recorded else "the edit"
@@ -161,16 +184,10 @@ def check_unchanged(inputs, recorded, mask, declared):
             )
         if any(name == item or name.startswith(f"{item}.") for item in declared):
             continue
-        _compare(name, inputs[name], recorded[name], mask)
+        _compare(name, inputs[name], recorded[name], inside, answers)
 
 
-def _differs_outside(now, then, inside):
-    """Whether two maps (B, C, H, W) differ at a position that is not ``inside`` (B, H, W): one pass, and the positions inside."""
-    differs = (now != then).permute(0, 2, 3, 1)
-    return torch.count_nonzero(differs) != torch.count_nonzero(differs[inside])
-
-
-def _compare(name, now, then, mask):
+def _compare(name, now, then, inside, answers):
     if isinstance(now, torch.Tensor) != isinstance(then, torch.Tensor):
         now, then = (x.tolist() if isinstance(x, torch.Tensor) else x for x in (now, then))
     if not isinstance(now, torch.Tensor):
@@ -185,23 +202,37 @@ def _compare(name, now, then, mask):
         )
     if now.is_meta:
         return
-    if now.dim() == 4 and now.shape[0] == mask.shape[0] and _finer(mask.shape[1:], now.shape[2:]):
-        inside = reduce_max(mask.to(now.device), *now.shape[2:])
-        if not _differs_outside(now, then, inside):
-            return
-        outside = (now != then).any(1) & ~inside
-        if outside.any():
-            sample, y, x = outside.nonzero()[0].tolist()
-            raise ChangedInputError(
-                f"input {name!r} differs from the recording at {int(outside.sum())} positions outside the mask, the first at row {y}, "
-                f"column {x} of sample {sample}: give a mask that is True wherever the input changed"
-            )
-    elif not torch.equal(now, then):
-        shown = f" ({then.flatten().tolist()} -> {now.flatten().tolist()})" if now.numel() <= 4 else ""
-        raise ChangedInputError(
-            f"input {name!r} differs from the recording{shown}: an edit may change only the masked image; record again, or declare it "
-            f"with edit(mask, changed=({name!r},))"
-        )
+    allowed = inside.of(now)
+    if allowed is None:
+        answers.ask((now != then).any(), functools.partial(_differs, name, now, then))
+    else:
+        answers.ask(_differs_outside(now, then, allowed), functools.partial(_changed_outside, name, now, then, allowed))
+
+
+def _differs_outside(now, then, inside):
+    """Whether two maps (B, C, H, W) differ at a position that is not ``inside`` (B, H, W)."""
+    differs = (now != then).permute(0, 2, 3, 1)
+    if waits(now.device):
+        return (differs & ~inside[..., None]).any()
+    # One pass, and the positions inside: picking these would wait for a device.
+    return torch.count_nonzero(differs) != torch.count_nonzero(differs[inside])
+
+
+def _changed_outside(name, now, then, inside):
+    outside = (now != then).any(1) & ~inside
+    sample, y, x = outside.nonzero()[0].tolist()
+    raise ChangedInputError(
+        f"input {name!r} differs from the recording at {int(outside.sum())} positions outside the mask, the first at row {y}, "
+        f"column {x} of sample {sample}: give a mask that is True wherever the input changed"
+    )
+
+
+def _differs(name, now, then):
+    shown = f" ({then.flatten().tolist()} -> {now.flatten().tolist()})" if now.numel() <= 4 else ""
+    raise ChangedInputError(
+        f"input {name!r} differs from the recording{shown}: an edit may change only the masked image; record again, or declare it "
+        f"with edit(mask, changed=({name!r},))"
+    )
 
 
 def declared(inputs, changed):

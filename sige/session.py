@@ -2,11 +2,13 @@
 
 import contextlib
 import warnings
+from collections import namedtuple
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sige import guards
+from sige.answers import Answers
 from sige.conditioning import Conditioning, Shared
 from sige.effect import Effect
 from sige.errors import ChangedInputError, ModelError, RecordingError
@@ -23,6 +25,7 @@ from sige.replay.replay import Replay
 from sige.state.remembered import Remembered
 from sige.state.tiers import Tiers
 
+_Asked = namedtuple("_Asked", "mask inside answers")  # of an edit: its mask, an `Inside` of it and `Answers`
 _PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
 
 
@@ -119,7 +122,8 @@ class Session(Remembered):
         start: number of the recorded forward that the first one of the edit repeats; those before it stay as recorded.
         dense: numbers of recorded forwards that run as the plain model, on any input: a sampler's steps that blend seams, say.
         resume: go on with the edit made last, by forwards that it did not run, instead of taking it back.
-        Yields an :class:`~sige.effect.Effect`. An exception inside the block takes the edit back.
+        Yields an :class:`~sige.effect.Effect`. An exception inside the block takes the edit back. What an input's values have against
+        them is raised by the step that got it on a CPU, and at the end of the block on any other device, for which no step waits.
         """
         if not self._steps:
             raise RecordingError("nothing is recorded yet: run the model once inside session.record() before an edit")
@@ -137,19 +141,21 @@ class Session(Remembered):
             step.check_untouched()
         plan = None if empty and not changed else self._plan(mask)
         effect, self._shared = Effect(), Shared()
+        asked = _Asked(mask, guards.Inside(mask), Answers())
         self._replay.begin(plan, changed)
 
         def forward(call, args, kwargs):
             number = start + effect.steps
             if number in dense and number < len(self._steps):
                 return self._dense_step(effect, self._steps[number], mask, call, args, kwargs)
-            return self._edit_step(number, effect, mask, plan, changed, call, args, kwargs)
+            return self._edit_step(number, effect, asked, plan, changed, call, args, kwargs)
 
         runs = plan is not None and (bool(changed) or not plan.level_set(*plan.size).full)
         self._tiers.begin(plan, [n for n in range(start, len(self._steps)) if n not in dense] if runs else [])
         try:
             with self._interception.route(forward):
                 yield effect
+            asked.answers.settle()
             for journal in self._journals.values():
                 journal.check()
         except BaseException:
@@ -234,7 +240,9 @@ class Session(Remembered):
     def _record_step(self, call, args, kwargs):
         memory = StepMemory()
         inputs, tokens = self._inputs(args, kwargs)
-        guards.check_finite(inputs)
+        answers = Answers()
+        guards.check_finite(inputs, answers)
+        answers.settle()
         maps, device = list(guards.images(inputs).values()), guards.device_of(inputs)
         batch, size = (maps[0].shape[0], tuple(maps[0].shape[2:])) if maps else (1, (1, 1))
         plan = FullPlan(self.policy, batch, size, device)
@@ -249,17 +257,18 @@ class Session(Remembered):
         memory.calls = forward.calls.key()
         return memory, tree_unflatten(output, tree)
 
-    def _edit_step(self, number, effect, mask, plan, changed, call, args, kwargs):
+    def _edit_step(self, number, effect, asked, plan, changed, call, args, kwargs):
         if number >= len(self._steps):
             raise ChangedInputError(
                 f"forward {number + 1} of the edit has no recording: {len(self._steps)} were recorded"
             )
         memory = self._steps[number]
         inputs, tokens = self._inputs(args, kwargs)
-        guards.check_finite(inputs)
-        guards.check_unchanged(inputs, memory.inputs, mask, changed)
+        held = copied(inputs)  # what is said of them later is said of what they are now
+        guards.check_finite(held, asked.answers)
+        guards.check_unchanged(held, memory.inputs, asked.inside, changed, asked.answers)
         guards.check_autocast(memory.inputs, memory.autocast)
-        nothing = {kind: 0 for kind in memory.dense_macs}
+        mask, nothing = asked.mask, {kind: 0 for kind in memory.dense_macs}
         if plan is None:
             effect.add(nothing, memory.dense_macs, torch.zeros_like(active_map(memory.output, mask)), [])
             self._edited.append((memory, memory.inputs, memory.output, None))
@@ -291,7 +300,7 @@ class Session(Remembered):
         finally:
             memory.stamp()
         effect.add(report.macs, memory.dense_macs, report.active, report.fallbacks)
-        self._edited.append((memory, copied(inputs), copied(output), None))
+        self._edited.append((memory, held, copied(output), None))
         return tree_unflatten(output, report.tree)
 
     def _dense_step(self, effect, memory, mask, call, args, kwargs):

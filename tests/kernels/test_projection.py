@@ -39,11 +39,9 @@ class Case:
         self.given = [rows, *layers, *self.maps, self.places]
 
 
-@pytest.mark.parametrize("mask", ["ragged", "one", "none"])
 @pytest.mark.parametrize("channels, outputs", [(3, 17), (72, 48), (640, 320)])
-@pytest.mark.parametrize("bias", [True, False], ids=["biases", "no biases"])
-def test_project_rows(dtype, mask, channels, outputs, bias):  # noqa: F811
-    case = Case(dtype, mask, channels, outputs, bias)
+def test_project_rows(dtype, channels, outputs):  # noqa: F811
+    case = Case(dtype, "ragged", channels, outputs, bias=channels != 72)
     queries, *old = call(*case.given)
     assert (queries.dtype, close(queries, case.exact[0])) == (dtype, True)
     for now, before, was, exact in zip(case.maps, case.before, old, case.exact[1:], strict=True):
@@ -53,6 +51,14 @@ def test_project_rows(dtype, mask, channels, outputs, bias):  # noqa: F811
             torch.equal(was, before[case.places]),
         )
         assert found == (True, True, True)
+
+
+@pytest.mark.parametrize("mask", ["one", "none"])
+def test_of_few_rows(mask):
+    case = Case(torch.float32, mask, 72, 48)
+    queries, *_ = call(*case.given)
+    found = close(queries, case.exact[0]), untouched(case.maps[0], case.before[0], case.places)
+    assert (*found, close(case.maps[0][case.places], case.exact[1])) == (True, True, True)
 
 
 @pytest.mark.parametrize("square", [True, False], ids=["same width", "wider queries"])

@@ -95,6 +95,14 @@ def test_hopper_uses_its_own_instructions(compiled):
     assert used and all(used.values()), used
 
 
+def test_a_part_of_a_split_sum_is_written_before_its_program_says_so(here):
+    counts = {
+        case: (facts["arrivals"], facts["released"]) for (case, kernel), facts in here.items() if kernel == "product"
+    }
+    assert {case for case, pair in counts.items() if pair != (0, 0)} >= {"conv split float16", "fused split float16"}
+    assert set(counts.values()) == {(0, 0), (1, 1)}
+
+
 def test_rows_are_copied_sixteen_bytes_at_a_time_while_the_last_ones_are_multiplied(here):
     # All but three channels, whose rows are too short.
     used = {case: facts["wide_copies"] for case, facts in tensor_core_products(here, "16").items()}

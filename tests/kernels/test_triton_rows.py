@@ -167,7 +167,9 @@ def test_a_source_of_any_strides_is_read_where_it_lies(monkeypatch):
 @pytest.mark.parametrize("shared", [False, True], ids=["one launch", "two launches"])
 def test_statistics_shared_out_over_programs_are_merged(monkeypatch, shared, batch):
     # 9 tiles of 5 groups: blocks of 4 tiles, 2 groups and 8 values, by one program or by three.
-    monkeypatch.setattr(normalization.cut, "statistics", lambda *args: (8, 2, 4, *((3, 4) if shared else (1, 12))))
+    monkeypatch.setattr(
+        normalization.cut, "statistics", lambda *args: tiles.Statistics(8, 2, 4, *((3, 4) if shared else (1, 12)))
+    )
     launches, run = [], launch.run
     monkeypatch.setattr(launch, "run", lambda *args, **more: launches.append(args[1]) or run(*args, **more))
     changed, centre = torch.arange(1, 10, device=DEVICE), random(batch, 5).double()

@@ -2,8 +2,8 @@
 
 The operators are called on tensors without data (device "meta"), and every launch is caught and compiled with the argument types and
 the divisibility that a real launch would see. Prints one JSON object, {"case capability number kernel": facts}: registers a
-thread, bytes of local memory (spills) and of shared memory, how often tensor-core instructions and asynchronous copies of
-16 bytes occur. It must not run with TRITON_INTERPRET set.
+thread, bytes of local memory (spills) and of shared memory, how often tensor-core instructions, asynchronous copies of
+16 bytes and counts of programs that arrived occur. It must not run with TRITON_INTERPRET set.
 """
 
 import json
@@ -224,6 +224,11 @@ def facts(made):
         "shared": made.metadata.shared,
         "mma": len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async)", made.asm["ptx"])),
         "wgmma": made.asm["ptx"].count("wgmma.mma_async"),
+        "arrivals": len(re.findall(r"\batom\.", made.asm["ptx"])),
+        # After a barrier of the block's threads, and with nothing written between that and the count.
+        "released": len(
+            re.findall(r"\bbar\.sync\b(?:(?!\bst\.global)[\s\S])*?\batom\.global\.gpu\.acq_rel", made.asm["ptx"])
+        ),
         "wide_copies": len(re.findall(r"\bcp\.async\.cg\.", made.asm["ptx"])),
     }
 
