@@ -49,11 +49,12 @@ def _normalize(
             if target is None:
                 tl.store(place, made.to(second.dtype.element_ty), mask=inside)
             else:
-                into = tl.load(positions + row, mask=row >= 0, other=0).to(row.dtype)
+                into = tl.load(positions + row, mask=row >= 0, other=-1).to(row.dtype)
                 spot = target + into * target_row + column * target_column
+                written = inside & (into >= 0)
                 # Rows are distinct: no other program writes here.
-                tl.store(place, tl.load(spot, mask=inside, other=0), mask=inside)
-                tl.store(spot, made.to(target.dtype.element_ty), mask=inside)
+                tl.store(place, tl.load(spot, mask=written, other=0), mask=inside)
+                tl.store(spot, made.to(target.dtype.element_ty), mask=written)
 
 
 def normalize_rows_(
