@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import torch
-
 from sige.active_set import ActiveSet
 
 
@@ -23,7 +21,8 @@ class Effect:
     dense_macs: int = 0
     sparse_macs_by_kind: dict = dataclasses.field(default_factory=lambda: {"conv": 0, "linear": 0, "attention": 0})
     fallbacks: list = dataclasses.field(default_factory=list)
-    _active: ActiveSet | torch.Tensor | None = None
+
+    _active = None
 
     def add(self, macs, dense_macs, active, fallbacks):
         """Account for one more step. ``active``: an ActiveSet or a bool map."""
