@@ -123,7 +123,7 @@ class Session(Remembered):
         dense: numbers of recorded forwards that run as the plain model, on any input: a sampler's steps that blend seams, say.
         resume: go on with the edit made last, by forwards that it did not run, instead of taking it back.
         Yields an :class:`~sige.effect.Effect`. An exception inside the block takes the edit back. What an input's values have against
-        them is raised by the step that got it on a CPU, and at the end of the block on any other device, for which no step waits.
+        them is raised by the step that got it on a CPU, and at the end of the block on any other device, for which guards never wait.
         """
         if not self._steps:
             raise RecordingError("nothing is recorded yet: run the model once inside session.record() before an edit")

@@ -31,11 +31,8 @@ TOLERANCE = {
 LAYERS = ((128, 128, 256), (256, 256, 64), (512, 512, 32), (512, 512, 8))  # channels, outputs, side of the map
 SHARES = (0.012, 0.05, 0.15, 1.0)  # of the map's positions are active
 _SAMPLES = 7
-_WRITTEN = {
-    "update_statistics_": 1,
-    "normalize_rows_": 3,
-    "project_rows_": 7,
-}  # the argument that is written to, if not the first
+# Which arguments an operator that writes in place writes to, where that is not the first.
+_WRITTEN = {"update_statistics_": (1,), "normalize_rows_": (3, 15), "project_rows_": (7, 8)}
 
 
 def random(*shape, dtype, seed=0):
@@ -106,10 +103,28 @@ def cases(dtype):
     some, sums = scattered(25, 60), random(60, 16, dtype=dtype, seed=3)
     arguments = (rows + 3, sums, some, centre, totals, some // 30, maps[0][0], maps[1][0], 8, 1440, 1e-5)
     yield "update_statistics_", "25 of 60 tiles of 4x4, 8 groups", arguments
-    halves, beside = (random(400, 24 - 10, dtype=dtype) + 3, random(900, 10, dtype=dtype, seed=1)), scattered(400, 900)
-    arguments = (halves[0], halves[1], beside, random(60, 16, dtype=dtype, seed=3), some, centre, totals, some // 30)
-    arguments += (maps[0][0], maps[1][0], 8, 1440, 1e-5, "silu", 0.0, None, None)
-    yield "normalize_rows_", "25 of 60 tiles of 4x4, 8 groups, of two tensors, silu", arguments
+    first, rest, sums = (
+        random(400, 14, dtype=dtype) + 3,
+        random(900, 10, dtype=dtype, seed=1),
+        random(60, 16, dtype=dtype, seed=3),
+    )
+    arguments = (
+        first,
+        rest,
+        scattered(400, 900),
+        sums,
+        some,
+        centre,
+        totals,
+        some // 30,
+        maps[0][0],
+        maps[1][0],
+        8,
+        1440,
+        1e-5,
+    )
+    arguments += ("silu", 0.0, random(500, 24, dtype=dtype, seed=4), scattered(400, 500))
+    yield "normalize_rows_", "25 of 60 tiles of 4x4, 8 groups, of two tensors, silu, into a map", arguments
     layers = [
         x for seed in (1, 2, 3) for x in (random(24, 24, dtype=dtype, seed=seed), random(24, dtype=dtype, seed=seed))
     ]
@@ -133,7 +148,7 @@ def _wide(arguments):
 def _results(operator, result, arguments):
     """What an operator gave, written in place or returned, as a list of float64 tensors on the CPU."""
     found = [] if result is None else [*result] if isinstance(result, tuple) else [result]
-    written = [arguments[_WRITTEN.get(operator, 0)]] if operator.endswith("_") else []
+    written = [arguments[place] for place in _WRITTEN.get(operator, (0,))] if operator.endswith("_") else []
     return [part.cpu().double() for part in (*written, *found)]
 
 

@@ -59,7 +59,8 @@ def _projections(uses):
         if call[0] is not _sige.linear_rows.default:
             continue
         rows = call[1][0]
-        layers = [(user, *found) for user in uses.users[rows] if (found := _into_a_map(uses.calls[user], rows))]
+        users = [user for user in uses.users[rows] if user not in gone]
+        layers = [(user, *found) for user in users if (found := _into_a_map(uses.calls[user], rows))]
         if len(layers) != 2 or layers[0][-1] != layers[1][-1]:
             continue
         (_, *key, keys, positions), (_, *value, values, _) = layers

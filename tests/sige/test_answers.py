@@ -108,7 +108,7 @@ def test_a_right_edit_gives_what_it_gives_where_nobody_waits(unet, small, images
 
 
 def test_a_replayed_step_waits_for_nothing(session, unet, images, monkeypatch):
-    """Whatever brings a number to the host is caught."""
+    """Calls that bring a number to the host are caught; copies between devices, of which a CPU has one, are not."""
     waited = []
 
     def watched(name, call):

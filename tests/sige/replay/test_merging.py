@@ -197,6 +197,14 @@ def test_queries_keys_and_values_are_one(step):
     assert merged(step, weights_first) == ["project_rows_"]
 
 
+def test_keys_and_values_are_written_once_where_two_layers_stand_beside_them():
+    def step(given):
+        gate = ops.linear_rows(given.residual, given.square, given.bias).tanh()
+        return gate, *of_ready_weights(given, biases=(given.bias,) * 3)
+
+    assert sorted(merged(step, weights_first)) == ["linear_rows", "project_rows_", "tanh"]
+
+
 APART = ["linear_rows", "conv_rows_fused", "conv_rows_fused"]
 
 
