@@ -21,14 +21,8 @@ def _project(
 ):  # fmt: skip
     # Program axes: tiles of rows and outputs (rows fastest), and which of the three.
     which = tl.program_id(1)
-    weight, bias, old, target, target_row, target_column = (
-        query_weight,
-        query_bias,
-        old_keys,
-        keys,
-        keys_row,
-        keys_column,
-    )
+    weight, bias = query_weight, query_bias
+    old, target, target_row, target_column = old_keys, keys, keys_row, keys_column  # of queries never looked at
     if which == 1:
         weight = key_weight
         bias = key_bias
@@ -57,29 +51,8 @@ def _project(
         total = tl.dot(left, right, total, input_precision=PRECISION)
     if which == 0:
         epilogue.finish(
-            total,
-            line,
-            o,
-            here,
-            known,
-            OUT,
-            bias,
-            queries,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            1,
-            1,
-            0,
-            "none",
-            0.0,
-        )
+            total, line, o, here, known, OUT, bias, queries, None, None, None, None, None, None, None, None, None, 1, 1, 0, "none", 0.0,
+        )  # fmt: skip
     else:
         epilogue.finish(
             total, line, o, here, known, OUT, bias, None, None, None, None, None, None, None, old, target, positions, target_row,
