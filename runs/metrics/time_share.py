@@ -1,8 +1,10 @@
 """Where the time of one step goes, by class of operator, and the peak of live memory; one profiled, untimed pass."""
 
+import collections
 import contextlib
 
 import torch
+from torch.autograd import DeviceType
 
 from sige.runs.metrics import Reading
 
@@ -11,8 +13,8 @@ MIB = 1 << 20
 CLASSES = ("conv", "gemm", "attention", "gather_scatter", "norm", "pointwise", "other")
 # The first class with a matching part of the operator's name, so the order matters.
 _PARTS = {
-    "attention": ("attention", "softmax", "sdpa"),
-    "conv": ("conv",),
+    "attention": ("attention", "softmax", "sdpa", "flash", "fmha"),
+    "conv": ("conv", "product"),
     "norm": ("norm", "statistics", "affine"),
     "gather_scatter": (
         "gather",
@@ -33,8 +35,9 @@ _PARTS = {
         "to",
         "contiguous",
     ),
-    "gemm": ("addmm", "bmm", "mm", "linear", "matmul", "gemm", "einsum", "baddbmm"),
+    "gemm": ("addmm", "bmm", "mm", "linear", "matmul", "gemm", "einsum", "baddbmm", "project"),
     "pointwise": (
+        "activate",
         "silu",
         "sigmoid",
         "relu",
@@ -132,14 +135,30 @@ def _profile(bench, method):
         torch.cuda.reset_peak_memory_stats(bench.zoo.device)
         before = torch.cuda.memory_allocated(bench.zoo.device)
     bench.step(method, around=lambda: _entered(profiler))
+    if cuda:
+        return _of_kernels(profiler.events()), torch.cuda.max_memory_allocated(bench.zoo.device) - before
     shares = dict.fromkeys(CLASSES, 0.0)
     for event in profiler.events():
-        shares[_class_of(event)] += event.self_device_time_total if cuda else event.self_cpu_time_total
-    if cuda:
-        return shares, torch.cuda.max_memory_allocated(bench.zoo.device) - before
+        shares[_class_of(event)] += event.self_cpu_time_total
     if bench.zoo.device.type != "cpu":
         return shares, None
     return shares, _peak(profiler)
+
+
+def _of_kernels(events) -> dict[str, float]:
+    """Time of a GPU's kernels by class: that of the operator which launched one, or else, as of Triton's and of a CUDA graph's, that of
+    its own name. The profiler tells each kernel as an event of its own, and once more with its operator if it has one."""
+    shares, alone = dict.fromkeys(CLASSES, 0.0), collections.Counter()
+    for event in events:
+        if event.device_type == DeviceType.CPU:
+            for kernel in event.kernels:
+                shares[_class_of(event)] += kernel.duration
+                alone[kernel.name] -= kernel.duration
+        elif not event.is_user_annotation:
+            alone[event.name] += event.self_device_time_total
+    for name, time in alone.items():
+        shares[classify(name)] += max(time, 0.0)
+    return shares
 
 
 def _class_of(event) -> str:

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from sige.runs.metrics import error
-from sige.runs.metrics.time_share import CLASSES, _class_of, classify
+from sige.runs.metrics.time_share import CLASSES, _class_of, _of_kernels, classify
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,11 @@ from sige.runs.metrics.time_share import CLASSES, _class_of, classify
             ("sige::conv_rows", "conv"),
             ("sige::update_statistics_", "norm"),
             ("aten::expand", "other"),
+            ("product", "conv"),
+            ("thin_product", "conv"),
+            ("_project", "gemm"),
+            ("_normalize", "norm"),
+            ("_activate", "pointwise"),
         ]
     ],
 )
@@ -67,6 +73,29 @@ def test_what_an_operator_does_inside_is_part_of_it(calls, group):
     for name in calls:
         event = SimpleNamespace(name=name, cpu_parent=event)
     assert _class_of(event) == group
+
+
+def test_a_kernel_on_a_gpu_is_counted_once():
+    """The profiler tells it by itself, and with the operator that launched it; Triton's have none."""
+
+    def event(name, device, duration=0.0, kernels=(), annotation=False):
+        return SimpleNamespace(
+            name=name, device_type=device, self_device_time_total=duration, kernels=kernels, cpu_parent=None,
+            is_user_annotation=annotation,
+        )  # fmt: skip
+
+    host, gpu = DeviceType.CPU, DeviceType.CUDA
+    cutlass = SimpleNamespace(name="cutlass_80", duration=3.0)
+    found = _of_kernels(
+        [
+            event("aten::cudnn_convolution", host, 3.0, [cutlass]),
+            event("cutlass_80", gpu, 3.0),
+            event("product", gpu, 5.0),
+            event("_normalize", gpu, 2.0),
+            event("one step", gpu, 10.0, annotation=True),
+        ]
+    )
+    assert found == dict.fromkeys(CLASSES, 0.0) | {"conv": 8.0, "norm": 2.0}
 
 
 @pytest.mark.parametrize(
