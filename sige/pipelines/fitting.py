@@ -1,4 +1,4 @@
-"""Masks and pictures as users give them, brought to what a pipeline run needs."""
+"""Masks and pictures as users give them, brought to what a pipeline run needs: on the CPU, wherever they were."""
 
 import torch
 
@@ -13,7 +13,7 @@ def fit_mask(mask, batch, latent_size, picture_size):
 
     Returns bool (B, h, w) at ``latent_size`` and bool (B, H, W) at ``picture_size``. A latent is masked where any pixel of it is.
     """
-    mask = check_mask(mask)
+    mask = check_mask(mask).cpu()
     factors = {side / own for side, own in zip(mask.shape[1:], latent_size, strict=True)}
     if len(factors) != 1 or not factors.pop().is_integer():
         raise MaskError(
@@ -52,7 +52,7 @@ def fit_image(image, batch, size=None):
         raise ChangedInputError(
             f"the image is {tuple(image.shape[2:])}, the recorded picture {tuple(size)}: give it at that size"
         )
-    image = image.float()
+    image = image.float().cpu()
     if not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
         raise ChangedInputError(
             f"the image has values from {image.min().item():.3g} to {image.max().item():.3g}: give values from 0 to 1"

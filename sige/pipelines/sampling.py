@@ -17,9 +17,9 @@ _OURS += ("timesteps", "sigmas", "self", "kwargs")
 class Request:
     """Everything that determines a picture, but for weights and scheduler.
 
-    prompts, negatives: list of B texts, or None.   seeds: list of B.   image: float (B, 3, H, W) in [0, 1].   mask_image: bool
-    (B, H, W), True where an in-painting pipeline paints.   weights: of each prompt {word: factor}, or None.   options: further
-    arguments of the pipeline.
+    prompts, negatives: list of B texts, or None.   seeds: list of B.   image: float (B, 3, H, W) in [0, 1], on the CPU.   mask_image:
+    bool (B, H, W), True where an in-painting pipeline paints, on the CPU.   weights: of each prompt {word: factor}, or None.
+    options: further arguments of the pipeline.
     """
 
     prompts: list | None

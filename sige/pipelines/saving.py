@@ -5,6 +5,9 @@ One folder with one manifest, so a crash leaves either the whole earlier session
 
 import dataclasses
 
+import torch
+from torch.utils._pytree import tree_map
+
 from sige.errors import StorageError
 from sige.pipelines.attention_control import AttentionControl
 from sige.pipelines.pictures import Picture
@@ -43,7 +46,7 @@ def pack(session, extra):
 
 
 def unpack(session, folder, steps, extra, device):
-    """Give a session what was packed, its tensors on ``device``.
+    """Give a session what was packed, its tensors on ``device``, but for what its request has on the CPU.
 
     StorageError where the pipeline's other models are not those of the recording.
     """
@@ -56,7 +59,7 @@ def unpack(session, folder, steps, extra, device):
     session.vae = Autoencoder(getattr(session.pipe, "vae", None), saved["vae_policy"])
     if saved["counts"][2]:
         session.vae.encoder = Session(session.vae.vae.encoder, saved["vae_policy"])
-    session.vae.encoded = saved["encoded"]
+    session.vae.encoded = _on_host(saved["encoded"])
     for part, count in zip(parts(session), saved["counts"], strict=True):
         for number in range(count):
             step = next(steps)
@@ -64,7 +67,8 @@ def unpack(session, folder, steps, extra, device):
             part._steps.append(step)
     session.refresh_every, session._commits = saved["refresh_every"], saved["commits"]
     session._scheduler, session._control_prompts = saved["scheduler"], saved["control_prompts"]
-    session.request, session.trajectory = Request(**saved["request"]), Trajectory(**saved["trajectory"])
+    session.request = Request(**_on_host(saved["request"]))
+    session.trajectory = Trajectory(**saved["trajectory"])
     session._picture = Picture(**saved["picture"])
     if saved["control"] is not None:
         calls, positions, branch, maps = saved["control"]
@@ -77,6 +81,10 @@ def _models(pipe):
     """What tells a pipeline's models from others', but for the U-Net's."""
     names = ("vae", "text_encoder", "text_encoder_2")
     return {name: store.fingerprint(getattr(pipe, name)) for name in names if getattr(pipe, name, None) is not None}
+
+
+def _on_host(values):
+    return tree_map(lambda value: value.cpu() if isinstance(value, torch.Tensor) else value, values)
 
 
 def _fields(value):

@@ -102,10 +102,10 @@ def _composite(session, image, pixels):
 
     Users paint on the picture that the recording began with, or on the one that came out: the nearer of the two is meant.
     """
-    old, shown = session.request, session.original.image
-    image = fitting.fit_image(image, old.batch, tuple(shown.shape[2:])).to(shown.device)
-    bases = [shown] if old.image is None else [old.image.to(shown.device), shown]
+    old, shown = session.request, session.original.image.cpu()
+    image = fitting.fit_image(image, old.batch, tuple(shown.shape[2:]))
+    bases = [shown] if old.image is None else [old.image, shown]
     differences = [fitting.changed_pixels(base, image) for base in bases]
     changed = min(differences, key=lambda found: int(found.sum()))
-    inside = changed if pixels is None else pixels.to(shown.device)
+    inside = changed if pixels is None else pixels
     return inside & changed if pixels is not None else changed, torch.where(inside[:, None], image, bases[0])
