@@ -17,7 +17,10 @@ def check(options: dict, model: dict | None = None) -> None:
 
 
 class Dense(Runner):
-    """One forward on the whole edited input. ``in_graph``: its output lies in a CUDA graph's memory, which the next forward overwrites."""
+    """One forward on the whole edited input.
+
+    in_graph: whether the output lies in a CUDA graph's memory, which the next forward overwrites.
+    """
 
     in_graph = False
 

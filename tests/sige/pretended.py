@@ -1,9 +1,9 @@
 """A GPU that is not there: tensors that lie in host memory and say that they lie on ``cuda:0``.
 
-While `gpu()` is open, ``"cuda"`` gives such tensors everywhere in PyTorch. They keep a GPU's rules: an operator takes no tensor of the CPU
-beside them (a single number aside), and what the host would have to wait for is written down. Values are those of the CPU's operators;
-our own operators run on Triton's kernels in its interpreter, or on those of another backend. Streams, events and profilers do
-nothing; whether a kernel is right when programs run side by side, this cannot tell.
+While `gpu()` is open, ``"cuda"`` gives such tensors everywhere in PyTorch. They keep a GPU's rules: an operator takes no tensor of the
+CPU beside them (a single number aside), and what the host would have to wait for is written down. Values are those of the CPU's
+operators; our own operators run on Triton's kernels in its interpreter, or on those of another backend. Streams, events and profilers
+do nothing; whether a kernel is right when programs run side by side, this cannot tell.
 """
 
 import concurrent.futures
