@@ -167,7 +167,8 @@ class Inside:
             return None
         key = image.device, *image.shape[2:]
         if key not in self._made:
-            self._made[key] = reduce_max(mask.to(image.device), *image.shape[2:])
+            there = mask.to(image.device, non_blocking=waits(image.device))  # a copy that the host need not wait for
+            self._made[key] = reduce_max(there, *image.shape[2:])
         return self._made[key]
 
 

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+from pathlib import Path
 
 gc.disable()  # until the tests begin: what is imported and collected stays to the end anyway
 
@@ -19,6 +21,8 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import sige  # noqa: E402, F401  (installs the hook)
+
+sys.path.insert(0, str(Path(__file__).parent))  # for pretended.py
 
 _MARKERS = {
     "slow": "takes more than five seconds; `-m 'not slow'` leaves it out",

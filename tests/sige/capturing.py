@@ -31,7 +31,7 @@ class _Noting(TorchDispatchMode):
     def _remember(self, tensor):
         storage = tensor.untyped_storage()
         if storage._cdata not in self.made and storage._cdata not in self.before:
-            whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+            whole = torch.empty(0, dtype=torch.uint8).set_(getattr(tensor, "held", tensor).untyped_storage())
             self.before[storage._cdata] = whole, whole.clone()
 
     def undo(self):

@@ -1,6 +1,6 @@
 """Sessions of a model on a GPU: they give what they give on the CPU, mix no devices, and wait where they say.
 
-The GPU is not there (see pretended.py), so that this holds on every machine; the kernels are PyTorch's own, composed.
+The GPU is not there (see tests/pretended.py), so that this holds on every machine; the kernels are PyTorch's own, composed.
 """
 
 import copy
@@ -30,9 +30,10 @@ def recorded(model, policy, images, device="cuda", **settings):
     return session
 
 
-def edited(session, images, device="cuda", after=lambda: None):
-    """Outputs of an edit; ``after`` is called after each step."""
+def edited(session, images, device="cuda", before=lambda: None, after=lambda: None):
+    """Outputs of an edit; ``before`` is called before it, ``after`` after each step."""
     found, picture = [], images[1].to(device)
+    before()
     with session.edit(images[2]):
         for time in TIMES:
             found.append(session.model(picture, time).sample)
@@ -58,8 +59,7 @@ def test_an_edit_gives_what_it_gives_on_the_cpu(unet, small, images, relative, n
 def test_an_edit_under_a_known_plan_waits_once_at_its_end(unet, small, images, waits, name):
     session, counts = recorded(unet, small(name), images), []
     edited(session, images)
-    waits.clear()
-    edited(session, images, after=lambda: counts.append(len(waits)))
+    edited(session, images, before=waits.clear, after=lambda: counts.append(len(waits)))
     assert (counts, waits) == ([0, 0, 0], ["tolist"])
 
 

@@ -1,6 +1,6 @@
 """Pipelines on a GPU give what they give on the CPU: pictures and masks of the CPU meet the GPU's tensors where they must.
 
-The GPU is not there, see ../pretended.py.
+The GPU is not there, see tests/pretended.py.
 """
 
 import copy

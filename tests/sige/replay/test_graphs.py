@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 import torch
 from capturing import Capture
+from pretended import gpu
 
 import sige
 from sige.kernels import backends
@@ -155,6 +156,27 @@ def test_what_cannot_be_captured_is_said_and_replayed_without(unet, small):
     with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph"):
         found = edit(session, x, MASKS[2], 2)
     assert (session.graph_steps, same(found, edit(plain, x, MASKS[2], 2))) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["incremental", "fisedit"])
+def test_nothing_that_is_captured_waits_for_the_gpu(unet, small, name):
+    """CUDA refuses to capture what does. The GPU is not there, see tests/pretended.py."""
+    plain, x = session_of(unet, small(name), False)
+    exact = [edit(plain, x, mask, seed) for seed, mask in enumerate(MASKS[:4])][-1]
+    with gpu("reference") as waits:
+        waited = []
+
+        def capture(run, capture=Capture()):
+            before = len(waits)
+            captured = capture(run)
+            waited.append(waits[before:])
+            return captured
+
+        session, x = session_of(copy.deepcopy(unet).cuda(), small(name), False, device="cuda")
+        session._replay.graphs = Graphs(capture)
+        *found, _ = [edit(session, x, mask, seed) for seed, mask in enumerate(MASKS[:4])][-1]
+        got = [output.cpu() for output in found]
+    assert (waited, session.graph_steps, same(got, exact[:2])) == ([[], []], 4, True)
 
 
 def test_on_a_cpu_there_are_no_graphs(unet):

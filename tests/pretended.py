@@ -33,7 +33,7 @@ _ACROSS = {
 class Pretended(torch.Tensor):
     """A tensor on the GPU that is not there.
 
-    inner: the one that holds its values.   waits: names of what made the host wait so far.
+    held: the one that holds its values.   waits: names of what made the host wait so far.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -41,22 +41,22 @@ class Pretended(torch.Tensor):
     waits = []
 
     @staticmethod
-    def __new__(cls, inner):
-        look = dict(strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device="cpu")
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **look)
+    def __new__(cls, held):
+        look = dict(strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device="cpu")
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, **look)
 
-    def __init__(self, inner):
-        self.inner = inner
+    def __init__(self, held):
+        self.held = held
 
     def __repr__(self):
-        return f"Pretended({self.inner!r})"
+        return f"Pretended({self.held!r})"
 
     def __deepcopy__(self, memo):
-        made = Pretended(self.inner.clone())
+        made = Pretended(self.held.clone())
         return torch.nn.Parameter(made, False) if isinstance(self, torch.nn.Parameter) else made
 
     def data_ptr(self):
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def numpy(self):
         raise TypeError("can't convert a cuda:0 tensor to numpy: copy it to host memory first")
@@ -76,13 +76,13 @@ class Pretended(torch.Tensor):
         args = [arg.dtype if isinstance(arg, torch.Tensor) else arg for arg in args]
         args = [arg for arg in args if not isinstance(arg, (str, torch.device)) and arg is not None]
         if places and places[0].type != "cuda":
-            moved = self._heard("to").clone() if places[0].type == "cpu" else self.inner.to(places[0])
+            moved = self._heard("to").clone() if places[0].type == "cpu" else self.held.to(places[0])
             return moved.to(*args, **kwargs) if args or kwargs else moved
         return super().to(*args, **kwargs) if args or kwargs else self
 
     def _heard(self, what):
         self.waits.append(what)
-        return self.inner
+        return self.held
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -95,20 +95,24 @@ class Pretended(torch.Tensor):
             run = backends.implementation(func._schema.name.removeprefix("sige::"), "cuda")
         home = packet is aten.copy_ and not isinstance(args[0], Pretended)
         masked = packet is aten.index and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-        if packet in _WAITED_FOR or home or masked:
+        if packet in _WAITED_FOR or home or masked or packet is aten.copy_ and _sent(*args, **kwargs):
             cls.waits.append(str(func))
         device = kwargs.get("device")
         if device is not None and device.type != "meta":
             kwargs["device"] = torch.device("cpu")
-        out = run(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        out = run(*tree_map(_held, args), **tree_map(_held, kwargs))
         if home:
             return args[0]
         wrapped = tree_map(lambda x: Pretended(x) if isinstance(x, torch.Tensor) and not x.is_meta else x, out)
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
-def _inner(value):
-    return value.inner if isinstance(value, Pretended) else value
+def _sent(target, source, non_blocking=False):
+    return isinstance(target, Pretended) and not isinstance(source, Pretended) and not non_blocking
+
+
+def _held(value):
+    return value.held if isinstance(value, Pretended) else value
 
 
 class _Placing(TorchDispatchMode):
@@ -120,6 +124,8 @@ class _Placing(TorchDispatchMode):
             return Pretended.__torch_dispatch__(func, types, args, kwargs)
         if kwargs.get("device") is None or kwargs["device"].type != "cuda":
             return func(*args, **kwargs)
+        if func.overloadpacket is aten._to_copy and not kwargs.get("non_blocking"):
+            Pretended.waits.append("copied there")
         out = func(*args, **{**kwargs, "device": torch.device("cpu")})
         own = out.clone() if any(out is arg for arg in args) else out
         return Pretended(own)
@@ -164,7 +170,7 @@ def _run(kernel, grid, arguments, warps=4, stages=2, real=launch.run):
     strange = [name for name, value in tensors.items() if not isinstance(value, Pretended)]
     if 0 < len(strange) < len(tensors):
         raise RuntimeError(f"{kernel} is given tensors of the CPU: {strange}")
-    real(kernel, grid, {name: _inner(value) for name, value in arguments.items()}, warps, stages)
+    real(kernel, grid, {name: _held(value) for name, value in arguments.items()}, warps, stages)
 
 
 _CUDA = {

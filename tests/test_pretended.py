@@ -26,6 +26,8 @@ WAITING = {
     "by a mask": lambda x: x[x > 1],
     "copied home": lambda x: torch.empty(3).copy_(x),
     "to the CPU": lambda x: x.to("cpu", torch.float64),
+    "sent": lambda x: torch.ones(3).to(x.device),
+    "sent into it": lambda x: x.copy_(torch.ones(3)),
 }
 
 
@@ -66,9 +68,16 @@ def test_what_the_host_waits_for_is_written_down(waits, ask):
     assert len(waits) == 1
 
 
-def test_arithmetic_is_not_waited_for(waits):
-    x = torch.ones(1, 3, 8, 8, device="cuda")
-    nn.Conv2d(3, 4, 3).cuda()(x).relu().mean((2, 3)).index_select(0, torch.zeros(1, dtype=torch.int64, device="cuda"))
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(lambda x: torch.nn.functional.conv2d(x, x).relu().mean((2, 3)), id="arithmetic"),
+        pytest.param(lambda x: x[:, torch.zeros(1, dtype=torch.int64, device="cuda")], id="rows by their numbers"),
+        pytest.param(lambda x: torch.ones(3).to(x.device, non_blocking=True), id="sent on the way"),
+    ],
+)
+def test_what_the_host_need_not_wait_for_is_not(waits, work):
+    work(torch.ones(1, 3, 8, 8, device="cuda"))
     assert waits == []
 
 
