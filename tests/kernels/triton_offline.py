@@ -1,9 +1,9 @@
 """Compiles Triton's kernels for GPUs that are not there, as a program of its own: ``python triton_offline.py CAPABILITY ...``.
 
-The operators are called on tensors without data (device "meta"), and every launch is caught and compiled with the argument types and
-the divisibility that a real launch would see. Prints one JSON object, {"case capability number kernel": facts}: registers a
-thread, bytes of local memory (spills) and of shared memory, how often tensor-core instructions, asynchronous copies of
-16 bytes and counts of programs that arrived occur. It must not run with TRITON_INTERPRET set.
+The operators are called on tensors without data (device "meta"), and every launch is caught and handed to Triton as a real one is, but
+for the launch itself. Prints one JSON object, {"case capability number kernel": facts}: registers a thread, bytes of local memory
+(spills) and of shared memory, how often tensor-core instructions, asynchronous copies of 16 bytes and counts of programs that arrived
+occur. It must not run with TRITON_INTERPRET set.
 """
 
 import json
@@ -16,16 +16,12 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
 import sige  # noqa: F401
 from sige.kernels.triton import compaction, convolution, gather, launch, normalization, normalized, projection
 from sige.kernels.triton import fused as ops
 
-POINTERS = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32",
-    torch.uint8: "*u8", torch.float64: "*fp64",
-}  # fmt: skip
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -187,26 +183,19 @@ def tf32(call, *args):
         torch.set_float32_matmul_precision("highest")
 
 
-def compiled(kernel, arguments, warps, stages, capability):
-    """What Triton makes of one launch."""
-    unspecialised = set(kernel.do_not_specialize or ())
-    signature, constants, attributes = {}, {}, {}
-    for place, parameter in enumerate(kernel.params):
-        name = parameter.name
-        value = arguments.get(name)
-        fixed = parameter.is_constexpr or value is None or (value is not None and type(value) is int and value == 1)
-        if isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        elif fixed and name not in unspecialised:
-            signature[name], constants[name] = "constexpr", value
-        else:
-            signature[name] = "i32"
-            if name not in unspecialised and value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+class Driver:
+    """Of a GPU that is not there; its number is its compute capability."""
+
+    device = None
+
+    def get_current_device(self):
+        return self.device
+
+    def get_current_stream(self, _):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.device, 32)
 
 
 def facts(made):
@@ -234,17 +223,18 @@ def facts(made):
 
 
 def main(capabilities):
-    launches, found = [], {}
+    gpu, launches, found = Driver(), [], {}
+    driver.set_active(gpu)
     launch.run = lambda kernel, grid, arguments, warps=4, stages=2: launches.append(
-        (kernel, dict(arguments), warps, stages)
+        (kernel, grid, dict(arguments), warps, stages)
     )
     for case, call in cases():
         launches.clear()
         call()
-        for capability in capabilities:
-            for number, (kernel, *rest) in enumerate(launches):
-                name = f"{case} sm_{capability} {number} {kernel.__name__}"
-                found[name] = facts(compiled(kernel, *rest, capability))
+        for gpu.device in capabilities:
+            for number, (kernel, grid, arguments, warps, stages) in enumerate(launches):
+                made = kernel.warmup(grid=grid, num_warps=warps, num_stages=stages, **arguments)
+                found[f"{case} sm_{gpu.device} {number} {kernel.__name__}"] = facts(made)
     print(json.dumps(found))
 
 
