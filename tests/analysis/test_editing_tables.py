@@ -16,9 +16,9 @@ def papers():
 def rows(*given):
     """A results table of (experiment, model, edit, method, scope, metric, value, unit[, reason])."""
     made = []
-    for place, (experiment, model, edit, method, scope, metric, value, unit, *reason) in enumerate(given):
+    for experiment, model, edit, method, scope, metric, value, unit, *reason in given:
         row = {name: "" if dtype == "str" else 0 for name, (dtype, _) in schema.COLUMNS.items()}
-        row |= {"run_id": f"r{place}", "status": "ok", "experiment": experiment, "model": model, "edit": edit}
+        row |= {"run_id": "run", "status": "ok", "experiment": experiment, "model": model, "edit": edit}
         row |= {"method": method, "scope": scope, "metric": metric, "value": value, "unit": unit, "hardware": "cpu"}
         row |= {"device": "a cpu", "provenance": "measured", "edit_area": 0.05, "lo": math.nan, "hi": math.nan}
         row |= {"reason": reason[0] if reason else "", "started": "2026-01-01T00:00:00+00:00", "dtype": "float32"}
@@ -44,6 +44,18 @@ def test_times_of_the_ablation_are_against_unfused_attention(papers):
     table = rows(step("dense_unfused_attention", "latency", 900.0), step("dense", "latency", 300.0))
     frame = editing_tables.ablation(table, papers).set_index("method")
     assert frame.loc["dense", "faster than the baseline"] == 3
+
+
+def test_a_time_is_compared_within_its_own_run(papers):
+    table = rows(
+        step("dense_unfused_attention", "latency", 900.0),
+        step("fisedit_conv", "latency", 300.0),
+        step("dense_unfused_attention", "latency", 800.0),
+        step("incremental", "latency", 100.0),
+    )
+    table["run_id"] = ["one", "one", "other", "other"]
+    frame = editing_tables.ablation(table, papers).set_index("method")
+    assert list(frame["faster than the baseline"].loc[["fisedit_conv", "incremental"]]) == [3, 8]
 
 
 def test_the_narrow_network_has_no_printed_numbers(papers):
