@@ -20,14 +20,11 @@ from sige.kernels.triton import launch
 
 aten = torch.ops.aten
 _DEVICE = torch.device("cuda:0")
-_WAITED_FOR = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.is_nonzero, aten.masked_select, aten._unique2}
-_ACROSS = {
-    aten.copy_,
-    aten._to_copy,
-    aten.index,
-    aten.index_put_,
-    aten._index_put_impl_,
-}  # take tensors of both devices
+_WAITED_FOR = {
+    aten._local_scalar_dense, aten.nonzero, aten.equal, aten.is_nonzero, aten.masked_select, aten._unique2, aten.bincount,
+}  # fmt: skip
+_INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_ACROSS = {aten.copy_, aten._to_copy, *_INDEXING}  # take tensors of both devices
 
 
 class Pretended(torch.Tensor):
@@ -94,7 +91,8 @@ class Pretended(torch.Tensor):
         if func.namespace == "sige":
             run = backends.implementation(func._schema.name.removeprefix("sige::"), "cuda")
         home = packet is aten.copy_ and not isinstance(args[0], Pretended)
-        masked = packet is aten.index and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        indices = args[1] if packet in _INDEXING else ()
+        masked = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
         if packet in _WAITED_FOR or home or masked or packet is aten.copy_ and _sent(*args, **kwargs):
             cls.waits.append(str(func))
         device = kwargs.get("device")

@@ -24,6 +24,7 @@ WAITING = {
     "a branch": lambda x: bool(x.any()),
     "nonzero": lambda x: x.nonzero(),
     "by a mask": lambda x: x[x > 1],
+    "written by a mask": lambda x: x.__setitem__(x > 1, torch.zeros(1, dtype=x.dtype, device="cuda")),
     "copied home": lambda x: torch.empty(3).copy_(x),
     "to the CPU": lambda x: x.to("cpu", torch.float64),
     "sent": lambda x: torch.ones(3).to(x.device),

@@ -83,18 +83,8 @@ def product(
             known = (c < IN) & (tap < TAPS)
             row = row[:, None]
         left = channels.taken(
-            columns,
-            rest,
-            rest_rows,
-            row,
-            c[None, :],
-            known[None, :],
-            source_row,
-            source_column,
-            rest_row,
-            rest_column,
-            FIRST,
-        ).to(weight.dtype.element_ty)
+            columns, rest, rest_rows, row, c[None, :], known[None, :], source_row, source_column, rest_row, rest_column, FIRST
+        ).to(weight.dtype.element_ty)  # fmt: skip
         right = tl.load(weights + k[:, None], mask=known[:, None] & (o < OUT)[None, :], other=0)
         if WIDEN:
             # Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers (3.6 to 3.9).
