@@ -27,8 +27,9 @@ class Dense(Runner):
     def step(self, edited, mask, around=contextlib.nullcontext):
         """The dense forward; the mask is not used."""
         inputs = self.zoo.adapt(edited, self.layout, self.dtype)
-        with torch.inference_mode(), around():
-            output, ms = self.timed(inputs)
+        with torch.inference_mode():
+            with around():
+                output, ms = self.timed(inputs)
             return Step(output.clone() if self.in_graph else output, ms)
 
 

@@ -14,7 +14,7 @@ CLASSES = ("conv", "gemm", "attention", "gather_scatter", "norm", "pointwise", "
 # The first class with a matching part of the operator's name, so the order matters.
 _PARTS = {
     "attention": ("attention", "softmax", "sdpa", "flash", "fmha"),
-    "conv": ("conv", "product"),
+    "conv": ("conv", "product"),  # the latter is Triton's kernel of convolutions, and of linear layers on rows
     "norm": ("norm", "statistics", "affine"),
     "gather_scatter": (
         "gather",

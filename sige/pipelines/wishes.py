@@ -108,4 +108,4 @@ def _composite(session, image, pixels):
     differences = [fitting.changed_pixels(base, image) for base in bases]
     changed = min(differences, key=lambda found: int(found.sum()))
     inside = changed if pixels is None else pixels
-    return inside & changed if pixels is not None else changed, torch.where(inside[:, None], image, bases[0])
+    return inside & changed, torch.where(inside[:, None], image, bases[0])

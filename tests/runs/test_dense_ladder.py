@@ -39,6 +39,19 @@ def test_the_mode_of_compiling_is_the_configurations(monkeypatch, mode):
     assert asked == [mode]
 
 
+def test_an_output_in_a_graphs_memory_is_copied_out_of_it(monkeypatch):
+    memory = torch.zeros(1, 3, 4, 4)
+
+    def graph(module, mode=None):
+        return lambda x: memory.copy_(x)
+
+    monkeypatch.setattr(torch, "compile", graph)
+    runner = dense.build("it", GRAPHS, Zoo(fakes.MODEL, "cpu"), {"name": "cuda", "device": "cuda", "dtype": "float32"})
+    monkeypatch.setattr(runner.zoo.loader, "forward", lambda module, *inputs: module(*inputs))
+    first, _ = (runner.step((torch.full((1, 3, 4, 4), number),), None).output for number in (1.0, 2.0))
+    assert (runner.settled_after, first.unique().tolist()) == (3, [1.0])
+
+
 @pytest.mark.parametrize("baseline", [{}, None], ids=["empty", "none"])
 def test_an_experiment_may_time_without_the_ladder(baseline):
     (job,) = expand(fakes.configuration(baseline=baseline), {})
