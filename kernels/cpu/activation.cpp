@@ -4,14 +4,23 @@
 
 constexpr int64_t WORTH_SHARING = 32 * 1024;  // values above which threads are woken
 
-extern "C" void activate_rows(const float* rows, int64_t count, int64_t channels, const float* scale, const float* shift,
-                              const int64_t* sample, int64_t activation, float slope, float* target, const int64_t* positions,
-                              float* second, int64_t threads) {
-    const After after{scale, shift, sample, activation, slope, target, positions, second};
+template <class Number>
+void activate(const Number* rows, int64_t count, int64_t channels, const AfterOf<Number>& after, int64_t threads) {
 #pragma omp parallel for num_threads(threads) if (count * channels > WORTH_SHARING)
     for (int64_t row = 0; row < count; row++)
         for (int64_t column = 0; column < channels; column += LANES) {
             const int64_t lanes = channels - column;
             finish(after, load(rows + row * channels + column, lanes), row, column, channels, lanes);
         }
+}
+
+extern "C" {
+
+void activate_rows(const float* rows, int64_t count, int64_t channels, const After* after, int64_t threads) {
+    activate(rows, count, channels, *after, threads);
+}
+
+void activate_rows_bfloat16(const Bfloat16* rows, int64_t count, int64_t channels, const AfterOf<Bfloat16>* after, int64_t threads) {
+    activate(rows, count, channels, *after, threads);
+}
 }

@@ -5,19 +5,19 @@ import torch
 from sige.kernels import tap_rows
 from sige.kernels.composed import convolution as composed
 from sige.kernels.cpu import winograd
-from sige.kernels.cpu.product import narrow_map, product, served
+from sige.kernels.cpu.product import multiplied, narrow_map, product
 
 FEW_POSITIONS = 128  # up to here 1 to 1.4 times as fast as oneDNN's, from 256 on 0.9 to 1: measured with cold caches on two Zen 5 cores
 
 
 def conv_rows(source, index, weight, bias, groups):
-    if not served(source, weight, bias, groups=groups):
+    if not multiplied(source, weight, bias, groups=groups):
         return composed.conv_rows(source, index, weight, bias, groups)
     return product(source, index, weight, bias, len(index))
 
 
 def conv_tiles(source, index, tile, weight, bias, groups):
-    if not served(source, weight, bias, groups=groups):
+    if not multiplied(source, weight, bias, groups=groups):
         return composed.conv_tiles(source, index, tile, weight, bias, groups)
     rows = tap_rows.of_tiles(index, tuple(tile), *weight.shape[2:])
     return product(source, rows, weight, bias, len(rows))
@@ -27,7 +27,7 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
     """Compiled are maps of which four outputs are made at a time, those of a few positions, which take as long as reading their weights
     ahead of time, and those of a few outputs. All others oneDNN's convolution does as fast."""
     geometry = tuple(stride), tuple(padding), tuple(dilation)
-    compiled = served(image, weight, bias, groups=groups)
+    compiled = multiplied(image, weight, bias, groups=groups)
     quads = winograd.quads_of_map(image, weight, *geometry) if compiled else None
     few = image[:, 0].numel() <= FEW_POSITIONS
     if not compiled or quads is None and not few and not composed.narrow(weight, *geometry, groups):
@@ -45,6 +45,6 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
 
 
 def linear_rows(rows, weight, bias):
-    if not served(rows, weight, bias):
+    if not multiplied(rows, weight, bias):
         return composed.linear_rows(rows, weight, bias)
     return product(rows, None, weight, bias, len(rows))

@@ -4,6 +4,8 @@ Exact GELU is left to PyTorch, after the product and the norm's map. A whole map
 twice and written nowhere: for its statistics, and line by line as it is multiplied.
 """
 
+import ctypes
+
 import torch
 
 from sige.kernels.activations import ACTIVATIONS, apply_
@@ -11,18 +13,18 @@ from sige.kernels.composed import fused as composed
 from sige.kernels.composed.convolution import narrow
 from sige.kernels.composed.gather import exchange_rows_
 from sige.kernels.cpu.convolution import conv_map
-from sige.kernels.cpu.library import address, library, plain
-from sige.kernels.cpu.product import finished_product, map_affine, narrow_map, served
+from sige.kernels.cpu.library import After, address, plain
+from sige.kernels.cpu.product import finished_product, map_affine, multiplied, narrow_map, of_dtype, served
 from sige.kernels.joined_rows import joined
 
 
 def _apart(target, *read):
-    """Whether nothing that is read while ``target`` is written lies in its memory; it is plain rows of float32."""
+    """Whether nothing that is read while ``target`` is written lies in its memory; it is plain rows of the dtype of the first."""
     if target is None:
         return True
     held = target.untyped_storage().data_ptr()
     others = all(tensor is None or tensor.untyped_storage().data_ptr() != held for tensor in read)
-    return others and target.dtype == torch.float32 and target.is_contiguous()
+    return others and target.dtype == read[0].dtype and target.is_contiguous()
 
 
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
@@ -37,10 +39,10 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
     second = torch.empty_like(rows, memory_format=torch.contiguous_format)
     # Named, so that what had to be copied lives as long as the call.
     rows, scale, shift, sample, positions = map(plain, (rows, scale, shift, sample, positions))
-    library().activate_rows(
-        address(rows), *rows.shape, address(scale), address(shift), address(sample), ACTIVATIONS.index(activation), slope,
-        address(target), address(positions), address(second), torch.get_num_threads(),
+    after = After(
+        *map(address, (scale, shift, sample)), ACTIVATIONS.index(activation), slope, *map(address, (target, positions, second))
     )  # fmt: skip
+    of_dtype("activate_rows", rows)(address(rows), *rows.shape, ctypes.addressof(after), torch.get_num_threads())
     return second
 
 
@@ -51,7 +53,7 @@ def conv_rows_fused(
     source = joined(source, rest, rest_rows)
     product, before = (source, index, weight, bias), (vector, residual, residual_rows, sample)
     after = scale, shift, activation, slope, target, positions
-    compiled = served(source, weight, bias, vector, residual, scale, shift, groups=groups)
+    compiled = multiplied(source, weight, bias, vector, residual, scale, shift, groups=groups)
     if compiled and activation != "gelu" and _apart(target, source, residual):
         made, second = finished_product(*product, count, *before, *after, raw)
     else:

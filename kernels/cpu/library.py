@@ -21,18 +21,26 @@ HEADERS, SOURCES = (sorted(Path(__file__).parent.glob(pattern)) for pattern in (
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
 _SECONDS = 300  # after which a compiler is given up
 _LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
-_ARGUMENTS = {  # p: a tensor's address, or None; n: a whole number; f, d: floats
-    "conv_rows": "ppnnnpnppppppppnfpppppn",
-    "conv_quads": "pppnnnpnppppppppnfpppppn",
+_ARGUMENTS = {  # p: the address of a tensor or a structure, or None; n: a whole number; f, d: floats
+    "conv_rows": "pn",
+    "conv_rows_pairs": "pn",
+    "conv_rows_tiles": "pn",
+    "conv_quads": "pppnnn",
     "quads": "pnnnppp",
     "conv_narrow": "pnnnnpnnnpppnfpn",
-    "activate_rows": "pnnpppnfpppn",
+    "activate_rows": "pnnpn",
+    "activate_rows_bfloat16": "pnnpn",
     "update_statistics": "pnnnnpppnppppddpppn",
+    "update_statistics_bfloat16": "pnnnnpppnppppddpppn",
     "map_statistics": "pnnnnppdppn",
+    "map_statistics_bfloat16": "pnnnnppdppn",
+    "multiplies_pairs": "",
+    "multiplies_tiles": "",
     "panel_width": "",
     "vector_width": "",
 }
-_NUMBERS = ("quads", "panel_width", "vector_width")  # functions that give a whole number
+# Functions that give a whole number.
+_NUMBERS = ("quads", "multiplies_pairs", "multiplies_tiles", "panel_width", "vector_width")
 
 
 class Unbuilt(Exception):
@@ -133,6 +141,22 @@ def plain(tensor):
     if tensor is None:
         return None
     return (tensor if tensor.is_floating_point() else tensor.long()).contiguous()
+
+
+def _structure(name, letters):
+    fields = [(field, _LETTERS[letter]) for field, letter in letters.items()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_AFTER = dict(scale="p", shift="p", sample="p", activation="n", slope="f", target="p", positions="p", second="p")
+After = _structure("After", _AFTER)  # `AfterOf` of vectors.h
+Task = _structure(  # `TaskOf` of product.h, whose `after` lies between `raw` and `partial`, and whose two `sample` differ
+    "Task",
+    dict(
+        source="p", index="p", count="n", taps="n", channels="n", panels="p", outputs="n", bias="p", vector="p", picks="p",
+        residual="p", residual_rows="p", zeros="p", raw="p", **_AFTER, partial="p",
+    ),
+)  # fmt: skip
 
 
 def address(tensor):

@@ -4,8 +4,8 @@ import torch
 
 from sige.kernels.composed import normalization as composed
 from sige.kernels.cpu.fused import activate_rows
-from sige.kernels.cpu.library import address, library, plain
-from sige.kernels.cpu.product import served
+from sige.kernels.cpu.library import address, plain
+from sige.kernels.cpu.product import of_dtype, served
 
 
 def affine_rows(rows, scale, shift, sample):
@@ -15,7 +15,7 @@ def affine_rows(rows, scale, shift, sample):
 
 
 def _summed(rows, sums, centre, totals):
-    plain = sums.dtype == torch.float32 and rows.is_contiguous() and sums.is_contiguous()
+    plain = sums.dtype == rows.dtype and rows.is_contiguous() and sums.is_contiguous()
     return plain and centre.dtype == totals.dtype == torch.float64
 
 
@@ -29,7 +29,7 @@ def update_statistics_(rows, sums, tile_index, centre, totals, sample, weight, b
     totals = totals.clone(memory_format=torch.contiguous_format)
     old = sums.new_empty(tiles, sums.shape[1])
     scale, shift = rows.new_empty(batch, channels), rows.new_empty(batch, channels)
-    library().update_statistics(
+    of_dtype("update_statistics", rows)(
         address(rows), tiles, rows.shape[0] // max(tiles, 1), channels, groups, address(sums), address(tile_index),
         address(centre), batch, address(totals), *map(address, picks), float(map_values), eps, address(old),
         address(scale), address(shift), torch.get_num_threads(),

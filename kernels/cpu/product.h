@@ -1,4 +1,6 @@
 // A product of rows and weights: what it reads, what becomes of its sums, and the strip of a panel that one thread computes.
+//
+// Numbers are float, or bfloat16 where the CPU multiplies that itself: then two channels at a time, which it adds to a float.
 
 #pragma once
 
@@ -13,54 +15,87 @@ namespace sige {
 constexpr int HIGH = LANES == 16 ? 12 : LANES == 8 ? 6 : 8;
 constexpr int WIDE = 2 * LANES;               // outputs of a whole panel
 constexpr int64_t DEPTH = 1152;               // products that are summed at a time, in whole taps
-constexpr int64_t BURST = 16, LINE = 16;      // channels between two looks ahead; floats of a cache line
+constexpr int64_t BURST = 16;                 // channels between two looks ahead
+constexpr int64_t LINE_BYTES = 64;            // of a cache line
+template <class Number>
+constexpr int64_t LINE_OF = LINE_BYTES / sizeof(Number);
+constexpr int64_t LINE = LINE_OF<float>;
+template <class Number>
+constexpr int64_t TOGETHER = sizeof(float) / sizeof(Number);  // channels that are multiplied and added at a time
 
-struct Task {
-    const float* source;    // (N, channels)
+template <class Number>
+struct TaskOf {
+    const Number* source;   // (N, channels)
     const int64_t* index;   // (count, taps) rows of the source, -1 for zeros; null: row i reads row i, and taps is 1
     int64_t count, taps, channels;
-    const float* panels;    // as `panels` in kernels/cpu/product.py lays them out
+    const Number* panels;   // as kernels/cpu/panels.py lays them out
     int64_t outputs;
-    const float* bias;      // (outputs,) or null
-    const float* vector;    // (1 or B, outputs) or null
+    const Number* bias;     // (outputs,) or null
+    const Number* vector;   // (1 or B, outputs) or null
     const int64_t* sample;  // (count,) row of `vector` that each row takes; null: the first
-    const float* residual;  // (., outputs) or null
+    const Number* residual;  // (., outputs) or null
     const int64_t* residual_rows;  // (count,) row of `residual` that each row takes; null: its own
-    const float* zeros;     // (channels,)
-    float* raw;             // (count, outputs) or null: the sums with all that is added to them
-    After after;            // what becomes of them besides
-    float* partial;         // (count, outputs): where sums over some of the taps wait; one of those that are written at the end
+    const Number* zeros;    // (channels,)
+    Number* raw;            // (count, outputs) or null: the sums with all that is added to them
+    AfterOf<Number> after;  // what becomes of them besides
+    float* partial;         // (count, outputs): where sums over some of the taps wait
 };
+using Task = TaskOf<float>;
 
 // One panel: its weights, where its outputs begin, and how many of its lanes are outputs.
-struct Panel {
-    const float* weights;
+template <class Number>
+struct PanelOf {
+    const Number* weights;
     int64_t first, lanes;
 };
+using Panel = PanelOf<float>;
 
-// What comes next: a block brings it into the cache while it computes, `share` floats every BURST channels.
-struct Ahead {
-    const float* floats;
+// What comes next: a block brings it into the cache while it computes, `share` numbers every BURST channels.
+template <class Number>
+struct AheadOf {
+    const Number* numbers;
     int64_t share;
 };
+using Ahead = AheadOf<float>;
+
+// The sums with the products of the channels at `from` and their weights for LANES outputs.
+inline Vector multiplied(Vector sums, const float* from, Vector weights) { return sums + *from * weights; }
+#if defined(__AVX512BF16__)
+inline Vector multiplied(Vector sums, const Bfloat16* from, Vector weights) {
+    int32_t both;
+    std::memcpy(&both, from, sizeof(both));
+    return (Vector)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(both), (__m512bh)weights);
+}
+#endif
 
 // Where the input lies that a row reads at a tap.
-inline const float* input(const Task& task, int64_t row, int64_t tap) {
+template <class Number>
+inline const Number* input(const TaskOf<Number>& task, int64_t row, int64_t tap) {
     const int64_t at = task.index ? task.index[row * task.taps + tap] : row;
     return at < 0 ? task.zeros : task.source + at * task.channels;
 }
 
 // Where what is added to a row begins.
-inline const float* residual(const Task& task, int64_t row) {
+template <class Number>
+inline const Number* residual(const TaskOf<Number>& task, int64_t row) {
     return task.residual + (task.residual_rows ? task.residual_rows[row] : row) * task.outputs;
 }
 
+// Fetches what `end` will read or write of a row: remembered maps lie in main memory.
+template <class Number>
+inline void fetch_end(const TaskOf<Number>& task, int64_t row, int64_t column) {
+    if (task.after.target) __builtin_prefetch(task.after.target + task.after.positions[row] * task.outputs + column, 1, 3);
+    if (task.residual) __builtin_prefetch(residual(task, row) + column, 0, 3);
+}
+
 // What is added to `lanes` sums of one row, in the order in which the operators one by one would add it, and where they go.
-inline void end(const Task& task, Vector sum, int64_t row, int64_t column, int64_t lanes) {
+template <class Number>
+inline void end(const TaskOf<Number>& task, Vector sum, int64_t row, int64_t column, int64_t lanes) {
     const int64_t place = row * task.outputs + column;
     if (task.bias) sum += load(task.bias + column, lanes);
-    if (task.vector) sum += load(task.vector + (task.sample ? task.sample[row] : 0) * task.outputs + column, lanes);
-    if (task.residual) sum += load(residual(task, row) + column, lanes);
+    sum = rounded<Number>(sum);
+    if (task.vector) sum = rounded<Number>(sum + load(task.vector + (task.sample ? task.sample[row] : 0) * task.outputs + column, lanes));
+    if (task.residual) sum = rounded<Number>(sum + load(residual(task, row) + column, lanes));
     if (task.raw) store(task.raw + place, sum, lanes);
     if (task.after.second) finish(task.after, sum, row, column, task.outputs, lanes);
 }
@@ -74,8 +109,5 @@ constexpr auto by_height(std::integer_sequence<int, rows...>) {
 
 // Up to HIGH rows of one panel from `row` on, over the taps [tap, last), added to what the taps before gave.
 void block(const Task& task, const Panel& panel, Ahead ahead, int64_t rows, int64_t row, int64_t tap, int64_t last);
-
-// The rows [first, last) of one panel: blocks of equal height, as few as can be, some taps at a time. `after` is a panel to come.
-void strip(const Task& task, const Panel& panel, const float* after, int64_t first, int64_t last);
 
 }  // namespace sige

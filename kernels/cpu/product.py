@@ -1,63 +1,53 @@
-"""Products of rows and weights by the compiled kernels: which calls they serve, and the weights as they read them."""
+"""Products of rows and weights by the compiled kernels: which calls they serve."""
 
+import ctypes
 import functools
 
 import torch
-import torch.nn.functional as F
 
 from sige.kernels.activations import ACTIVATIONS
-from sige.kernels.cpu import winograd
-from sige.kernels.cpu.library import address, library, plain
-from sige.kernels.kept import Kept
-
-_panelled = Kept()
+from sige.kernels.cpu import panels, winograd
+from sige.kernels.cpu.library import Task, address, library, plain
 
 
 @functools.lru_cache(maxsize=None)
-def _zeros(channels):
-    return torch.zeros(channels)
+def _zeros(channels, dtype):
+    return torch.zeros(channels, dtype=dtype)
 
 
-def packed_bytes():
-    """Bytes held by rearranged copies of weights, over all live weights."""
-    return sum(packed.nbytes for _, packed in _panelled.items())
-
-
-def _in_panels(matrix):
-    """A matrix (K, lanes) in panels (K, width) of lanes, one after the other, the last one filled up with zeros: to one vector where
-    that holds what is left."""
-    wide, lanes, count = library().panel_width(), library().vector_width(), matrix.shape[1]
-    whole, rest = count // wide * wide, count % wide
-    parts = [matrix[:, :whole].unflatten(1, (-1, wide)).transpose(0, 1).reshape(-1)]
-    if rest:
-        parts.append(F.pad(matrix[:, whole:], (0, (lanes if rest <= lanes else wide) - rest)).reshape(-1))
-    return torch.cat(parts)
-
-
-def _panels(weight, arranged):
-    """``arranged`` (K, lanes), a view of the weight as a matrix, in panels. Made once for each state of the weight."""
-    return _panelled.of(weight, lambda: _in_panels(arranged(weight.detach())), key=arranged)
-
-
-def _by_output(weight):
-    """A weight (O, C, kh, kw) or (O, C) as (kh*kw*C, O), taps major."""
-    return weight.permute(2, 3, 1, 0).reshape(-1, len(weight)) if weight.dim() == 4 else weight.t()
-
-
-def _by_tap(weight):
-    """A weight (O, C, kh, kw) as (C, kh*kw*O): all taps' outputs side by side."""
-    return weight.permute(1, 2, 3, 0).flatten(1)
+@functools.lru_cache(maxsize=None)
+def halves():
+    """How the CPU multiplies bfloat16: the name of the kernel and how it reads weights; (None, None) where it does not."""
+    if library().multiplies_tiles():
+        return "conv_rows_tiles", panels.in_tiles
+    return ("conv_rows_pairs", panels.in_pairs) if library().multiplies_pairs() else (None, None)
 
 
 def served(*tensors, groups=1):
-    """Whether the compiled kernels are there and serve these tensors (None are left out), in a convolution of ``groups``."""
-    known = all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
-    return known and groups == 1 and library() is not None
+    """Whether the compiled kernels are there and serve these tensors (None are left out), in a convolution of ``groups``: float32, or
+    bfloat16 where the CPU multiplies that itself, all alike."""
+    given = {tensor.dtype for tensor in tensors if tensor is not None}
+    if groups != 1 or len(given) > 1 or not given <= {torch.float32, torch.bfloat16} or library() is None:
+        return False
+    return torch.bfloat16 not in given or halves()[0] is not None
+
+
+def of_dtype(name, tensor):
+    """The kernel of a name for a tensor's dtype."""
+    return getattr(library(), name if tensor.dtype == torch.float32 else f"{name}_bfloat16")
+
+
+def multiplied(source, weight, *others, groups=1):
+    """Whether a product of these tensors is `served`."""
+    if not served(source, weight, *others, groups=groups):
+        return False
+    # Pairs of channels are read at a time.
+    return weight.dtype == torch.float32 or halves()[0] == "conv_rows_tiles" or source.shape[1] % 2 == 0
 
 
 def product(source, index, weight, bias, count, quads=None):
     """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None, or by
-    ``quads``, as `winograd` finds them. All numbers are float32."""
+    ``quads``, as `winograd` finds them. All numbers are float32, or all bfloat16."""
     return finished_product(source, index, weight, bias, count, quads=quads)[0]
 
 
@@ -67,32 +57,40 @@ def finished_product(
     quads=None,
 ):  # fmt: skip
     """What `sige.kernels.ops.conv_rows_fused` gives, None in place of empty results."""
-    shape, device = (count, len(weight)), source.device
-    out = torch.empty(shape, device=device) if raw else None
+    outputs, dtype, threads = weight.shape[0], source.dtype, torch.get_num_threads()
+    shape = count, outputs
+    out = torch.empty(shape, dtype=dtype) if raw else None
     wanted = target is not None or scale is not None or activation != "none"
-    second = torch.empty(shape, device=device) if wanted else None
+    second = torch.empty(shape, dtype=dtype) if wanted else None
     if count == 0:
         return out, second
     picks = sample if vector is not None and len(vector) > 1 else None
-    given = source, index, bias, vector, picks, residual, residual_rows, scale, shift, sample, positions
     # Named, so that what had to be copied lives as long as the call.
-    source, index, bias, vector, picks, residual, residual_rows, scale, shift, sample, positions = map(plain, given)
-    taps, channels = 1 if index is None or index.dim() == 1 else index.shape[1], source.shape[1]
-    zeros = _zeros(channels)
-    ends = (
-        address(bias), address(vector), address(picks), address(residual), address(residual_rows), address(scale), address(shift),
-        address(sample), ACTIVATIONS.index(activation), slope, address(target), address(positions), address(zeros), address(out),
-        address(second), torch.get_num_threads(),
+    given = dict(
+        source=source, index=index, bias=bias, vector=vector, picks=picks, residual=residual, residual_rows=residual_rows,
+        scale=scale, shift=shift, sample=sample, target=target, positions=positions,
     )  # fmt: skip
-    quads = quads or winograd.quads(given[1], count, len(source), weight)
+    given = {name: plain(tensor) for name, tensor in given.items() if tensor is not None}
+    taps, channels = 1 if index is None or index.dim() == 1 else index.shape[1], source.shape[1]
+    given.update(zeros=_zeros(channels, dtype), raw=out, second=second)
+    kernel, arranged = ("conv_rows", panels.by_output) if dtype == torch.float32 else halves()
+    if dtype == torch.float32:
+        quads = quads or winograd.quads(index, count, len(source), weight)
+        given.update(partial=second if out is None else out)
+    elif taps > 1:
+        given.update(partial=torch.empty(shape))
+    if quads is not None:
+        arranged = winograd.arranged(quads)
+    given.update(panels=panels.panels(weight, arranged))
+    task = Task(
+        count=count, taps=taps, channels=channels, outputs=outputs, activation=ACTIVATIONS.index(activation), slope=slope,
+        **{name: address(tensor) for name, tensor in given.items()},
+    )  # fmt: skip
     if quads is not None:
         side, windows, members = quads
-        packed = _panels(weight, winograd.transformed if side == 4 else winograd.transformed_enlarged)
-        places = address(windows), address(members), len(windows), side
-        library().conv_quads(address(source), *places, channels, address(packed), len(weight), *ends)
-        return out, second
-    packed = _panels(weight, _by_output)
-    library().conv_rows(address(source), address(index), count, taps, channels, address(packed), len(weight), *ends)
+        library().conv_quads(ctypes.addressof(task), address(windows), address(members), len(windows), side, threads)
+    else:
+        getattr(library(), kernel)(ctypes.addressof(task), threads)
     return out, second
 
 
@@ -103,7 +101,7 @@ def narrow_map(image, weight, bias, scale=None, shift=None, activation="none", s
     batch, channels, height, width = image.shape
     outputs, _, high, wide = weight.shape
     out = image.new_empty(batch, height, width, outputs)
-    packed, bias = _panels(weight, _by_tap), plain(bias)
+    packed, bias = panels.panels(weight, panels.by_tap), plain(bias)
     library().conv_narrow(
         image.data_ptr(), batch, height, width, channels, packed.data_ptr(), high, wide, outputs, address(bias), address(scale),
         address(shift), ACTIVATIONS.index(activation), slope, out.data_ptr(), torch.get_num_threads(),
@@ -112,12 +110,12 @@ def narrow_map(image, weight, bias, scale=None, shift=None, activation="none", s
 
 
 def map_affine(image, groups, weight, bias, eps):
-    """Scale and shift (B, C) of a group norm of a whole map (B, C, H, W), channels-last, in float32, by its own statistics, summed in
-    float64 but for the 256 pixels of a part."""
+    """Scale and shift (B, C) of a group norm of a whole map (B, C, H, W), channels-last, by its own statistics, summed in float64 but
+    for the 256 pixels of a part."""
     batch, channels, height, width = image.shape
     scale, shift = image.new_empty(batch, channels), image.new_empty(batch, channels)
     weight, bias = plain(weight), plain(bias)
-    library().map_statistics(
+    of_dtype("map_statistics", image)(
         address(image), batch, height * width, channels, groups, address(weight), address(bias), eps, address(scale), address(shift),
         torch.get_num_threads(),
     )  # fmt: skip

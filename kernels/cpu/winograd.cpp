@@ -95,8 +95,8 @@ struct Products {
         Vector sums[rows][columns] = {};
         for (int64_t begin = 0, until; begin < depth; begin = until) {
             until = begin + BURST < depth ? begin + BURST : depth;
-            for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
-            ahead.floats += ahead.share;
+            for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.numbers + line, 0, 2);
+            ahead.numbers += ahead.share;
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) __builtin_prefetch(from + (r + rows) * step + begin, 0, 3);
             for (int64_t c = begin; c < until; c++) {
@@ -191,9 +191,7 @@ void outputs(const Task& task, const Quads& quads, const Work& work, int64_t fir
         const float* from = work.out + quad * work.outputs;
         for (int64_t v = 0; v < task.outputs; v += LANES) {
             for (int64_t i = 0; i < QUAD; i++) {
-                if (later[i] < 0) continue;
-                if (task.after.target) __builtin_prefetch(task.after.target + task.after.positions[later[i]] * task.outputs + v, 1, 3);
-                if (task.residual) __builtin_prefetch(residual(task, later[i]) + v, 0, 3);
+                if (later[i] >= 0) fetch_end(task, later[i], v);
             }
             Vector m[side][side];
 #pragma GCC unroll 16
@@ -288,14 +286,8 @@ int64_t quads(const int64_t* index, int64_t count, int64_t side, int64_t rows, i
     return made;
 }
 
-void conv_quads(const float* source, const int64_t* windows, const int64_t* members, int64_t quads, int64_t side, int64_t channels,
-                const float* panels, int64_t outputs, const float* bias, const float* vector, const int64_t* vector_sample,
-                const float* residual, const int64_t* residual_rows, const float* scale, const float* shift, const int64_t* sample,
-                int64_t activation, float slope, float* target, const int64_t* positions, const float* zeros, float* raw,
-                float* second, int64_t threads) {
-    const After after{scale, shift, sample, activation, slope, target, positions, second};
-    const Task task{source, nullptr, 0, TAPS, channels, panels, outputs, bias, vector, vector_sample, residual, residual_rows, zeros,
-                    raw, after, nullptr};
-    (side == 4 ? convolve<4> : convolve<3>)(task, Quads{windows, members, quads}, threads);
+// `task` has no index and no count: what is read and written, the quads say.
+void conv_quads(const Task* task, const int64_t* windows, const int64_t* members, int64_t quads, int64_t side, int64_t threads) {
+    (side == 4 ? convolve<4> : convolve<3>)(*task, Quads{windows, members, quads}, threads);
 }
 }

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sige.kernels.cpu.library import address, library, plain
+from sige.kernels.cpu.panels import split
 
 LEAST = 48  # quads, or rows: fewer take as long as reading the weights from memory
 OVERHEAD = 1.25  # time of a product with transformed numbers, transforming included, to one tap's
@@ -24,13 +25,18 @@ _ENLARGED = ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
 
 
 def transformed(weight):
-    """A weight (O, C, 3, 3) as (16*C, O): the matrices of F(2x2, 3x3)."""
-    return _transformed(weight, _PLAIN)
+    """Panels of a weight (O, C, 3, 3) as (16*C, O): the matrices of F(2x2, 3x3)."""
+    return split(_transformed(weight, _PLAIN))
 
 
 def transformed_enlarged(weight):
-    """A weight (O, C, 3, 3) as (9*C, O): the matrices of F(2x2, 3x3) that a map enlarged twice leaves."""
-    return _transformed(weight, _ENLARGED)
+    """Panels of a weight (O, C, 3, 3) as (9*C, O): the matrices of F(2x2, 3x3) that a map enlarged twice leaves."""
+    return split(_transformed(weight, _ENLARGED))
+
+
+def arranged(found):
+    """Which of the two `quads` are multiplied with."""
+    return transformed if found[0] == 4 else transformed_enlarged
 
 
 def _transformed(weight, factors):
@@ -62,7 +68,12 @@ def _first(found, count):
 
 
 def _suits(weight):
-    return weight.dim() == 4 and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= LEAST_CHANNELS
+    return (
+        weight.dim() == 4
+        and weight.shape[2:] == (3, 3)
+        and min(weight.shape[:2]) >= LEAST_CHANNELS
+        and weight.dtype == torch.float32
+    )
 
 
 def _worth(found, count):

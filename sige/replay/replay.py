@@ -30,8 +30,9 @@ class Replay:
     def begin(self, plan, changed):
         """An edit begins. Programs hold as long as the model is made of what it is made of now; with ``changed`` inputs, what is
         computed from these once an edit is part of the programs, and they hold for this edit."""
-        self._modules = [module for module in self._model.modules() if module is not self._model]
-        self._state = hash(tuple(_made_of(module) for module in self._model.modules()))
+        modules = list(self._model.modules())
+        self._modules = modules[1:]
+        self._state = hash(tuple(map(_made_of, modules)))
         self._edit += 1
         self._told = ()
         for programs in self._programs.values():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sige.kernels import backends, ops
-from sige.kernels.cpu import library, product
+from sige.kernels.cpu import library, panels, product
 
 
 def random(*shape, seed=0):
@@ -180,7 +180,8 @@ def narrower(tmp_path_factory):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the options are those of x86")
 @pytest.mark.parametrize("option, lanes", [("-mno-avx512f", 8), ("-mno-avx", 4)], ids=["256 bits", "128 bits"])
 def test_narrower_vectors(narrower, monkeypatch, option, lanes):
-    monkeypatch.setattr(product, "library", lambda: narrower(option))
+    for module in (product, panels):
+        monkeypatch.setattr(module, "library", lambda: narrower(option))
     source, weight, index = random(60, 40), random(71, 40, 3, 3, seed=1), torch.randint(-1, 60, (90, 9))
     got, before = product.product(source, index, weight, None, 90), narrower(option).vector_width()
     taps = torch.cat([source, torch.zeros(1, 40)])[index].double()
@@ -232,7 +233,8 @@ def test_a_whole_map_through_norm_and_activation(compiled, shape):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the options are those of x86")
 @pytest.mark.parametrize("option", ["-mno-avx512f", "-mno-avx"], ids=["256 bits", "128 bits"])
 def test_a_whole_map_in_narrower_vectors(narrower, monkeypatch, option):
-    monkeypatch.setattr(product, "library", lambda: narrower(option))
+    for module in (product, panels):
+        monkeypatch.setattr(module, "library", lambda: narrower(option))
     got, exact = through_norm_and_activation(2, 11, 40, 36, 3, (3, 3))
     assert torch.allclose(got.double(), exact, atol=2e-4)
 

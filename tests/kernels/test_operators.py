@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sige  # noqa: F401
 from sige.kernels import backends, ops
 from sige.kernels.composed import convolution
-from sige.kernels.cpu import library, product
+from sige.kernels.cpu import library, panels
 
 
 def random(*shape, seed=0):
@@ -43,7 +43,7 @@ def test_chunks_equal_one_piece(case, monkeypatch, groups):
 # Backends that keep weights in an order of their own, and whether this machine lets them.
 PACKING = [
     ("composed", convolution, convolution.prepacking),
-    ("cpu", product, lambda: library.library() is not None),
+    ("cpu", panels, lambda: library.library() is not None),
 ]
 
 
