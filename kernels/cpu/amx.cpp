@@ -86,7 +86,7 @@ void gather(const Numbers& task, int64_t first, int64_t last, Bfloat16* tiles) {
 template <int high, int wide>
 void block(const Numbers& task, const Bfloat16* tiles, const PanelOf<Bfloat16>& panel, int64_t row, int64_t last) {
     const int64_t count = depth(task), until = row + high * ROWS < last ? row + high * ROWS : last;
-    for (int64_t r = row; r < until; r++) fetch_end(task, r, panel.first);
+    for (int64_t r = row; r < until; r++) fetch_end(task, r, panel.first, 1);  // a line of two vectors
     _tile_zero(0);
     if constexpr (wide == 2) _tile_zero(1);
     if constexpr (high == 2) _tile_zero(2);

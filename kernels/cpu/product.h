@@ -81,11 +81,12 @@ inline const Number* residual(const TaskOf<Number>& task, int64_t row) {
     return task.residual + (task.residual_rows ? task.residual_rows[row] : row) * task.outputs;
 }
 
-// Fetches what `end` will read or write of a row: remembered maps lie in main memory.
+// Fetches what `end` will read or write of a row, `columns` vectors: remembered maps lie in main memory.
 template <class Number>
-inline void fetch_end(const TaskOf<Number>& task, int64_t row, int64_t column) {
-    if (task.after.target) __builtin_prefetch(task.after.target + task.after.positions[row] * task.outputs + column, 1, 3);
-    if (task.residual) __builtin_prefetch(residual(task, row) + column, 0, 3);
+inline void fetch_end(const TaskOf<Number>& task, int64_t row, int64_t column, int columns) {
+    for (int v = 0; task.after.target && v < columns; v++)
+        __builtin_prefetch(task.after.target + task.after.positions[row] * task.outputs + column + v * LANES, 1, 3);
+    for (int v = 0; task.residual && v < columns; v++) __builtin_prefetch(residual(task, row) + column + v * LANES, 0, 3);
 }
 
 // What is added to `lanes` sums of one row, in the order in which the operators one by one would add it, and where they go.

@@ -26,11 +26,11 @@ struct Of {
             const Number* weights = panel.weights + tap * task.channels * wide;
             // The rows below are fetched with the first panels, those to be written or added before they are.
             const bool fresh = panel.first < 2 * WIDE && row + 2 * rows <= task.count;
-            for (int r = 0; last == task.taps && r < rows; r++)
-                for (int v = 0; v < columns; v++) {
-                    fetch_end(task, row + r, panel.first + v * LANES);
-                    if (tap > 0) __builtin_prefetch(task.partial + (row + r) * task.outputs + panel.first + v * LANES, 1, 3);
-                }
+            for (int r = 0; last == task.taps && r < rows; r++) {
+                fetch_end(task, row + r, panel.first, columns);
+                for (int v = 0; tap > 0 && v < columns; v++)
+                    __builtin_prefetch(task.partial + (row + r) * task.outputs + panel.first + v * LANES, 1, 3);
+            }
             for (int64_t t = tap; t < last; t++) {
                 const Number *from[rows], *below[rows];
                 for (int r = 0; r < rows; r++) from[r] = input(task, row + r, t);

@@ -191,7 +191,7 @@ void outputs(const Task& task, const Quads& quads, const Work& work, int64_t fir
         const float* from = work.out + quad * work.outputs;
         for (int64_t v = 0; v < task.outputs; v += LANES) {
             for (int64_t i = 0; i < QUAD; i++) {
-                if (later[i] >= 0) fetch_end(task, later[i], v);
+                if (later[i] >= 0) fetch_end(task, later[i], v, 1);
             }
             Vector m[side][side];
 #pragma GCC unroll 16
