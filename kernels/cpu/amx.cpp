@@ -20,7 +20,7 @@ using namespace sige;
 namespace {
 
 constexpr int64_t ROWS = 16, CHANNELS = 32, TILE = ROWS * CHANNELS;  // of a tile, and its numbers
-constexpr int64_t TILE_BYTES = TILE * sizeof(Bfloat16), ROW_BYTES = CHANNELS * sizeof(Bfloat16);
+constexpr int64_t TILE_BYTES = TILE * sizeof(Bfloat16), ROW_BYTES = CHANNELS * sizeof(Bfloat16), LINE_BYTES = 64;
 constexpr int64_t OWN = 1 << 19;     // bytes of tiles that a thread puts together at a time, a share of its own cache
 constexpr int64_t SHARED = 8 << 20;  // and in the cache that threads share
 constexpr int64_t LEAST = 64;        // rows that a thread takes on its own: fewer do not pay for reading all weights
@@ -70,7 +70,7 @@ void gather(const Numbers& task, int64_t first, int64_t last, Bfloat16* tiles) {
         for (int64_t r = 0; r < ROWS; r++) {
             from[r] = first + r < last ? input(task, first + r, tap) : task.zeros;
             const Bfloat16* below = first + ROWS + r < last ? input(task, first + ROWS + r, tap) : task.zeros;
-            for (int64_t line = 0; line < task.channels; line += LINE_OF<Bfloat16>) __builtin_prefetch(below + line, 0, 3);
+            for (int64_t line = 0; line < task.channels; line += CHANNELS) __builtin_prefetch(below + line, 0, 3);
         }
         for (int64_t step = 0; step < whole; step++, tiles += TILE)
 #pragma GCC unroll 16
@@ -179,7 +179,7 @@ int64_t multiplies_tiles() {
     return syscall(SYS_arch_prctl, ASK_FOR, TILES) == 0;
 }
 
-void conv_rows_tiles(const TaskOf<Bfloat16>* task, int64_t threads) {
+void conv_rows_bfloat16(const TaskOf<Bfloat16>* task, int64_t threads) {
     (task->count >= LEAST * threads ? convolve_apart : convolve_together)(*task, threads);
 }
 }
@@ -189,7 +189,7 @@ void conv_rows_tiles(const TaskOf<Bfloat16>* task, int64_t threads) {
 extern "C" {
 
 int64_t multiplies_tiles() { return 0; }
-void conv_rows_tiles(const sige::TaskOf<Bfloat16>*, int64_t) {}
+void conv_rows_bfloat16(const sige::TaskOf<Bfloat16>*, int64_t) {}
 }
 
 #endif

@@ -23,8 +23,7 @@ _SECONDS = 300  # after which a compiler is given up
 _LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _ARGUMENTS = {  # p: the address of a tensor or a structure, or None; n: a whole number; f, d: floats
     "conv_rows": "pn",
-    "conv_rows_pairs": "pn",
-    "conv_rows_tiles": "pn",
+    "conv_rows_bfloat16": "pn",
     "conv_quads": "pppnnn",
     "quads": "pnnnppp",
     "conv_narrow": "pnnnnpnnnpppnfpn",
@@ -34,13 +33,12 @@ _ARGUMENTS = {  # p: the address of a tensor or a structure, or None; n: a whole
     "update_statistics_bfloat16": "pnnnnpppnppppddpppn",
     "map_statistics": "pnnnnppdppn",
     "map_statistics_bfloat16": "pnnnnppdppn",
-    "multiplies_pairs": "",
     "multiplies_tiles": "",
     "panel_width": "",
     "vector_width": "",
 }
 # Functions that give a whole number.
-_NUMBERS = ("quads", "multiplies_pairs", "multiplies_tiles", "panel_width", "vector_width")
+_NUMBERS = ("quads", "multiplies_tiles", "panel_width", "vector_width")
 
 
 class Unbuilt(Exception):

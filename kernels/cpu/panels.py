@@ -47,11 +47,6 @@ def by_tap(weight):
     return split(_taps(weight).transpose(0, 1).flatten(1))
 
 
-def in_pairs(weight):
-    """Of (taps*C/2, O, 2): two channels side by side, for products of bfloat16. C is even."""
-    return split(_taps(weight).flatten(0, 1).unflatten(0, (-1, 2)).transpose(1, 2))
-
-
 def in_tiles(weight):
     """Panels of up to 32 outputs: for each tap and 32 channels, filled up with zeros, a tile or two of 16 pairs of channels by 16
     outputs, for AMX."""

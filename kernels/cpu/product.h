@@ -1,6 +1,5 @@
 // A product of rows and weights: what it reads, what becomes of its sums, and the strip of a panel that one thread computes.
-//
-// Numbers are float, or bfloat16 where the CPU multiplies that itself: then two channels at a time, which it adds to a float.
+// Numbers are float, or bfloat16 where the CPU multiplies tiles of it.
 
 #pragma once
 
@@ -15,13 +14,7 @@ namespace sige {
 constexpr int HIGH = LANES == 16 ? 12 : LANES == 8 ? 6 : 8;
 constexpr int WIDE = 2 * LANES;               // outputs of a whole panel
 constexpr int64_t DEPTH = 1152;               // products that are summed at a time, in whole taps
-constexpr int64_t BURST = 16;                 // channels between two looks ahead
-constexpr int64_t LINE_BYTES = 64;            // of a cache line
-template <class Number>
-constexpr int64_t LINE_OF = LINE_BYTES / sizeof(Number);
-constexpr int64_t LINE = LINE_OF<float>;
-template <class Number>
-constexpr int64_t TOGETHER = sizeof(float) / sizeof(Number);  // channels that are multiplied and added at a time
+constexpr int64_t BURST = 16, LINE = 16;      // channels between two looks ahead; floats of a cache line
 
 template <class Number>
 struct TaskOf {
@@ -50,23 +43,11 @@ struct PanelOf {
 };
 using Panel = PanelOf<float>;
 
-// What comes next: a block brings it into the cache while it computes, `share` numbers every BURST channels.
-template <class Number>
-struct AheadOf {
-    const Number* numbers;
+// What comes next: a block brings it into the cache while it computes, `share` floats every BURST channels.
+struct Ahead {
+    const float* floats;
     int64_t share;
 };
-using Ahead = AheadOf<float>;
-
-// The sums with the products of the channels at `from` and their weights for LANES outputs.
-inline Vector multiplied(Vector sums, const float* from, Vector weights) { return sums + *from * weights; }
-#if defined(__AVX512BF16__)
-inline Vector multiplied(Vector sums, const Bfloat16* from, Vector weights) {
-    int32_t both;
-    std::memcpy(&both, from, sizeof(both));
-    return (Vector)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(both), (__m512bh)weights);
-}
-#endif
 
 // Where the input lies that a row reads at a tap.
 template <class Number>
@@ -110,5 +91,8 @@ constexpr auto by_height(std::integer_sequence<int, rows...>) {
 
 // Up to HIGH rows of one panel from `row` on, over the taps [tap, last), added to what the taps before gave.
 void block(const Task& task, const Panel& panel, Ahead ahead, int64_t rows, int64_t row, int64_t tap, int64_t last);
+
+// The rows [first, last) of one panel: blocks of equal height, as few as can be, some taps at a time. `after` is a panel to come.
+void strip(const Task& task, const Panel& panel, const float* after, int64_t first, int64_t last);
 
 }  // namespace sige

@@ -16,33 +16,25 @@ def _zeros(channels, dtype):
 
 
 @functools.lru_cache(maxsize=None)
-def halves():
-    """How the CPU multiplies bfloat16: the name of the kernel and how it reads weights; (None, None) where it does not."""
-    if library().multiplies_tiles():
-        return "conv_rows_tiles", panels.in_tiles
-    return ("conv_rows_pairs", panels.in_pairs) if library().multiplies_pairs() else (None, None)
+def _multiplies(dtype):
+    return dtype == torch.float32 or bool(library().multiplies_tiles())
 
 
-def served(*tensors, groups=1):
-    """Whether the compiled kernels are there and serve these tensors (None are left out), in a convolution of ``groups``: float32, or
-    bfloat16 where the CPU multiplies that itself, all alike."""
+def served(*tensors):
+    """Whether the compiled kernels are there and serve these tensors (None are left out): float32, or bfloat16, all alike."""
     given = {tensor.dtype for tensor in tensors if tensor is not None}
-    if groups != 1 or len(given) > 1 or not given <= {torch.float32, torch.bfloat16} or library() is None:
-        return False
-    return torch.bfloat16 not in given or halves()[0] is not None
+    return len(given) == 1 and given <= {torch.float32, torch.bfloat16} and library() is not None
+
+
+def multiplied(source, *others, groups=1):
+    """Whether a product of these tensors, of which ``others`` may be None, is compiled: ungrouped ones of float32, and of bfloat16
+    where the CPU multiplies tiles of it."""
+    return groups == 1 and served(source, *others) and _multiplies(source.dtype)
 
 
 def of_dtype(name, tensor):
     """The kernel of a name for a tensor's dtype."""
     return getattr(library(), name if tensor.dtype == torch.float32 else f"{name}_bfloat16")
-
-
-def multiplied(source, weight, *others, groups=1):
-    """Whether a product of these tensors is `served`."""
-    if not served(source, weight, *others, groups=groups):
-        return False
-    # Pairs of channels are read at a time.
-    return weight.dtype == torch.float32 or halves()[0] == "conv_rows_tiles" or source.shape[1] % 2 == 0
 
 
 def product(source, index, weight, bias, count, quads=None):
@@ -73,14 +65,11 @@ def finished_product(
     given = {name: plain(tensor) for name, tensor in given.items() if tensor is not None}
     taps, channels = 1 if index is None or index.dim() == 1 else index.shape[1], source.shape[1]
     given.update(zeros=_zeros(channels, dtype), raw=out, second=second)
-    kernel, arranged = ("conv_rows", panels.by_output) if dtype == torch.float32 else halves()
+    arranged = panels.in_tiles
     if dtype == torch.float32:
         quads = quads or winograd.quads(index, count, len(source), weight)
+        arranged = panels.by_output if quads is None else winograd.arranged(quads)
         given.update(partial=second if out is None else out)
-    elif taps > 1:
-        given.update(partial=torch.empty(shape))
-    if quads is not None:
-        arranged = winograd.arranged(quads)
     given.update(panels=panels.panels(weight, arranged))
     task = Task(
         count=count, taps=taps, channels=channels, outputs=outputs, activation=ACTIVATIONS.index(activation), slope=slope,
@@ -90,7 +79,7 @@ def finished_product(
         side, windows, members = quads
         library().conv_quads(ctypes.addressof(task), address(windows), address(members), len(windows), side, threads)
     else:
-        getattr(library(), kernel)(ctypes.addressof(task), threads)
+        of_dtype("conv_rows", source)(ctypes.addressof(task), threads)
     return out, second
 
 

@@ -95,8 +95,8 @@ struct Products {
         Vector sums[rows][columns] = {};
         for (int64_t begin = 0, until; begin < depth; begin = until) {
             until = begin + BURST < depth ? begin + BURST : depth;
-            for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.numbers + line, 0, 2);
-            ahead.numbers += ahead.share;
+            for (int64_t line = 0; line < ahead.share; line += LINE) __builtin_prefetch(ahead.floats + line, 0, 2);
+            ahead.floats += ahead.share;
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) __builtin_prefetch(from + (r + rows) * step + begin, 0, 3);
             for (int64_t c = begin; c < until; c++) {

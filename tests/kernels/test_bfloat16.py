@@ -1,34 +1,29 @@
-"""Compiled products of bfloat16, both ways in which CPUs multiply it: against float64, and against each other's rules."""
+"""Compiled products of bfloat16, where the CPU multiplies tiles of it: against float64, and what each output depends on."""
 
 import pytest
 import torch
 
 from sige.kernels import backends, ops, tap_rows
-from sige.kernels.cpu import library, panels, product
+from sige.kernels.cpu import library, product
 
-KERNELS = {
-    "tiles": ("multiplies_tiles", ("conv_rows_tiles", panels.in_tiles)),
-    "pairs": ("multiplies_pairs", ("conv_rows_pairs", panels.in_pairs)),
-}
 SHAPES = {  # channels, outputs, side of the maps, share of the positions
     "whole tiles": (64, 32, 20, 0.4),
     "filled up": (40, 50, 11, 0.7),
+    "odd channels": (33, 20, 9, 0.5),
     "one vector of outputs": (34, 10, 9, 1.0),
     "few channels": (4, 33, 13, 0.5),
-    "taps in parts, rows together": (512, 64, 8, 0.5),
+    "many taps, rows together": (512, 64, 8, 0.5),
     "rows apart": (128, 48, 30, 0.6),
     "one position": (64, 70, 9, 0.0),
 }
 
 
-@pytest.fixture(params=KERNELS, autouse=True)
-def kernel(request, monkeypatch):
-    able, chosen = KERNELS[request.param]
-    if library.library() is None or not getattr(library.library(), able)():
-        pytest.skip(f"this CPU does not multiply bfloat16 in {request.param}, or there is no C++ compiler")
-    monkeypatch.setattr(product, "halves", lambda: chosen)
+@pytest.fixture(autouse=True)
+def compiled():
+    if library.library() is None or not library.library().multiplies_tiles():
+        pytest.skip("this CPU does not multiply tiles of bfloat16, or there is no C++ compiler")
     with backends.forced("cpu"):
-        yield request.param
+        yield
 
 
 def random(*shape, seed=0):
@@ -73,7 +68,7 @@ def test_a_linear_layer_against_float64(channels, outputs, rows):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", ["taps in parts, rows together", "rows apart"])
+@pytest.mark.parametrize("shape", ["many taps, rows together", "rows apart"])
 def test_the_number_of_threads_changes_no_bit(shape, threads):
     given, before = operands(*SHAPES[shape]), torch.get_num_threads()
     once = ops.conv_rows(*given)
@@ -83,12 +78,6 @@ def test_the_number_of_threads_changes_no_bit(shape, threads):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(once, again)
-
-
-def test_channels_that_make_no_pairs(kernel):
-    source, index, weight, bias = operands(33, 20, 9, 0.5)
-    assert product.multiplied(source, weight, bias) == (kernel == "tiles")
-    assert close(ops.conv_rows(source, index, weight, bias), exact(source, index, weight, bias))
 
 
 def test_an_output_depends_on_no_row_but_those_of_its_taps():
