@@ -1,7 +1,7 @@
 // Convolution at chosen positions and linear layers on rows, in bfloat16, for CPUs that multiply tiles of numbers (Intel's AMX).
 //
-// A tile is 16 rows of 32 numbers. What the rows read is put together as tiles, once for all outputs, of as many rows at a time as stay in
-// a cache; 32 rows by 32 outputs are summed in four tiles. Weights lie in panels of up to 32 outputs, each as (taps, channels / 32) times
+// A tile is 16 rows of 32 numbers. What the rows read is put together as tiles, once for all outputs, of so many rows and taps at a time as
+// stay in a cache; 32 rows by 32 outputs are summed in four tiles, which wait in memory from some taps to the next. Weights lie in panels of up to 32 outputs, each as (taps, channels / 32) times
 // a tile or two: 16 pairs of channels by 16 outputs. Channels are filled up with zeros to whole tiles, at each tap.
 // What `kernels/cpu/library.py` calls stands at the end of this file.
 
@@ -21,9 +21,11 @@ namespace {
 
 constexpr int64_t ROWS = 16, CHANNELS = 32, TILE = ROWS * CHANNELS;  // of a tile, and its numbers
 constexpr int64_t TILE_BYTES = TILE * sizeof(Bfloat16), ROW_BYTES = CHANNELS * sizeof(Bfloat16), LINE_BYTES = 64;
-constexpr int64_t OWN = 1 << 19;     // bytes of tiles that a thread puts together at a time, a share of its own cache
-constexpr int64_t SHARED = 8 << 20;  // and in the cache that threads share
-constexpr int64_t LEAST = 64;        // rows that a thread takes on its own: fewer do not pay for reading all weights
+constexpr int64_t OWN = 1 << 19;      // bytes of tiles that a thread puts together at a time, a share of its own cache
+constexpr int64_t SHARED = 1 << 20;   // that all threads put together at a time, and each reads
+constexpr int64_t WEIGHTS = 4 << 20;  // bytes of weights that each thread may read; more they share out
+constexpr int64_t LEAST = 64;         // rows for each thread without which they share out the weights, too
+constexpr int64_t MOST = 256;         // rows at a time where they do: the sums of more would not stay in a cache
 static_assert(WIDE == 2 * ROWS && ROWS == LANES);
 
 using Numbers = TaskOf<Bfloat16>;
@@ -33,14 +35,15 @@ class Room {
    public:
     ~Room() { std::free(memory); }
 
-    Bfloat16* of(int64_t tiles) {
+    template <class Number>
+    Number* of(int64_t tiles) {
         if (tiles > held) {
             std::free(memory);
             memory = std::aligned_alloc(LINE_BYTES, tiles * TILE_BYTES);
             held = memory ? tiles : 0;
             if (!memory) throw std::bad_alloc();
         }
-        return static_cast<Bfloat16*>(memory);
+        return static_cast<Number*>(memory);
     }
 
    private:
@@ -60,17 +63,30 @@ class Configured {
 };
 
 inline int64_t steps(const Numbers& task) { return (task.channels + CHANNELS - 1) / CHANNELS; }
-inline int64_t depth(const Numbers& task) { return task.taps * steps(task); }  // tiles that 16 rows read
 
-// Puts what the rows [first, first + 16) read, of those before `last`, together as tiles.
-void gather(const Numbers& task, int64_t first, int64_t last, Bfloat16* tiles) {
+// Some taps, [first, last), of some rows, [row, below): what they read, put together as tiles, and where their sums wait, 32 rows by 32
+// outputs each.
+struct Part {
+    int64_t row, below, first, last;
+    Bfloat16* tiles;
+    float* sums;
+};
+
+inline int64_t ceil_of(int64_t number, int64_t unit) { return (number + unit - 1) / unit; }
+inline int64_t panels(const Numbers& task) { return ceil_of(task.outputs, WIDE); }
+inline int64_t high_tiles(const Numbers& task, const Part& part) { return (part.last - part.first) * steps(task); }  // of 16 rows
+
+// Puts together the tiles of the `block`th 16 rows. What the next ones read is fetched meanwhile.
+void gather(const Numbers& task, const Part& part, int64_t block) {
     const int64_t whole = task.channels / CHANNELS, rest = task.channels % CHANNELS * sizeof(Bfloat16);
-    for (int64_t tap = 0; tap < task.taps; tap++) {
+    const int64_t row = part.row + block * ROWS, next = row + ROWS;
+    Bfloat16* tiles = part.tiles + block * high_tiles(task, part) * TILE;
+    for (int64_t tap = part.first; tap < part.last; tap++) {
         const Bfloat16* from[ROWS];
         for (int64_t r = 0; r < ROWS; r++) {
-            from[r] = first + r < last ? input(task, first + r, tap) : task.zeros;
-            const Bfloat16* below = first + ROWS + r < last ? input(task, first + ROWS + r, tap) : task.zeros;
-            for (int64_t line = 0; line < task.channels; line += CHANNELS) __builtin_prefetch(below + line, 0, 3);
+            from[r] = row + r < part.below ? input(task, row + r, tap) : task.zeros;
+            const Bfloat16* later = next + r < task.count ? input(task, next + r, tap) : task.zeros;
+            for (int64_t line = 0; line < task.channels; line += CHANNELS) __builtin_prefetch(later + line, 0, 3);
         }
         for (int64_t step = 0; step < whole; step++, tiles += TILE)
 #pragma GCC unroll 16
@@ -82,16 +98,26 @@ void gather(const Numbers& task, int64_t first, int64_t last, Bfloat16* tiles) {
     }
 }
 
-// Sums of `high` times 16 rows, from `row` on, and of one panel, `wide` times 16 lanes; of the rows before `last` they are carried to their end.
+// Adds the products of a part's taps to sums of `high` times 16 rows, from `row` on, and of a panel, `wide` times 16 lanes; after the last
+// tap they are carried to their end.
 template <int high, int wide>
-void block(const Numbers& task, const Bfloat16* tiles, const PanelOf<Bfloat16>& panel, int64_t row, int64_t last) {
-    const int64_t count = depth(task), until = row + high * ROWS < last ? row + high * ROWS : last;
-    for (int64_t r = row; r < until; r++) fetch_end(task, r, panel.first, 1);  // a line of two vectors
-    _tile_zero(0);
-    if constexpr (wide == 2) _tile_zero(1);
-    if constexpr (high == 2) _tile_zero(2);
-    if constexpr (high == 2 && wide == 2) _tile_zero(3);
-    const Bfloat16 *below = tiles + count * TILE, *weights = panel.weights;
+void block(const Numbers& task, const Part& part, const PanelOf<Bfloat16>& panel, int64_t row, const Bfloat16* tiles, float* sums) {
+    constexpr int64_t right = LANES, low = ROWS * WIDE, across = WIDE * sizeof(float);
+    const int64_t count = high_tiles(task, part), until = row + high * ROWS < part.below ? row + high * ROWS : part.below;
+    const bool ends = part.last == task.taps;
+    for (int64_t r = row; ends && r < until; r++) fetch_end(task, r, panel.first, 1);  // a line of two vectors
+    if (part.first == 0) {
+        _tile_zero(0);
+        if constexpr (wide == 2) _tile_zero(1);
+        if constexpr (high == 2) _tile_zero(2);
+        if constexpr (high == 2 && wide == 2) _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, across);
+        if constexpr (wide == 2) _tile_loadd(1, sums + right, across);
+        if constexpr (high == 2) _tile_loadd(2, sums + low, across);
+        if constexpr (high == 2 && wide == 2) _tile_loadd(3, sums + low + right, across);
+    }
+    const Bfloat16 *below = tiles + count * TILE, *weights = panel.weights + part.first * steps(task) * wide * TILE;
     for (int64_t k = 0; k < count; k++, tiles += TILE, below += TILE, weights += wide * TILE) {
         _tile_loadd(4, tiles, ROW_BYTES);
         _tile_loadd(6, weights, ROW_BYTES);
@@ -106,65 +132,78 @@ void block(const Numbers& task, const Bfloat16* tiles, const PanelOf<Bfloat16>& 
         }
         if constexpr (high == 2 && wide == 2) _tile_dpbf16ps(3, 5, 7);
     }
-    alignas(LINE_BYTES) float sums[high * ROWS][wide * LANES];
-    _tile_stored(0, sums[0], sizeof(sums[0]));
-    if constexpr (wide == 2) _tile_stored(1, sums[0] + LANES, sizeof(sums[0]));
-    if constexpr (high == 2) _tile_stored(2, sums[ROWS], sizeof(sums[0]));
-    if constexpr (high == 2 && wide == 2) _tile_stored(3, sums[ROWS] + LANES, sizeof(sums[0]));
-    for (int64_t r = row; r < until; r++)
-        for (int64_t v = 0; v < wide * LANES; v += LANES) end(task, load(sums[r - row] + v, LANES), r, panel.first + v, panel.lanes - v);
+    _tile_stored(0, sums, across);
+    if constexpr (wide == 2) _tile_stored(1, sums + right, across);
+    if constexpr (high == 2) _tile_stored(2, sums + low, across);
+    if constexpr (high == 2 && wide == 2) _tile_stored(3, sums + low + right, across);
+    for (int64_t r = row; ends && r < until; r++, sums += WIDE)
+        for (int64_t v = 0; v < wide * LANES; v += LANES) end(task, load(sums + v, LANES), r, panel.first + v, panel.lanes - v);
 }
 
-// The rows [first, last), whose tiles are put together, times the panel whose outputs begin at `column`.
-void strip(const Numbers& task, const Bfloat16* tiles, int64_t column, int64_t first, int64_t last) {
-    const int64_t left = task.outputs - column;
-    const PanelOf<Bfloat16> panel{task.panels + column * depth(task) * CHANNELS, column, left < WIDE ? left : WIDE};
+// A part times one panel.
+void multiply(const Numbers& task, const Part& part, int64_t number) {
+    const int64_t first = number * WIDE, left = task.outputs - first;
+    const PanelOf<Bfloat16> panel{task.panels + first * task.taps * steps(task) * CHANNELS, first, left < WIDE ? left : WIDE};
     const bool wide = panel.lanes > LANES;
-    for (int64_t row = first; row < last; row += 2 * ROWS, tiles += 2 * depth(task) * TILE) {
-        const bool high = last - row > ROWS;
-        (high ? wide ? block<2, 2> : block<2, 1> : wide ? block<1, 2> : block<1, 1>)(task, tiles, panel, row, last);
+    const Bfloat16* tiles = part.tiles;
+    float* sums = part.sums + number * 2 * ROWS * WIDE;
+    for (int64_t row = part.row; row < part.below; row += 2 * ROWS) {
+        const bool high = part.below - row > ROWS;
+        (high ? wide ? block<2, 2> : block<2, 1> : wide ? block<1, 2> : block<1, 1>)(task, part, panel, row, tiles, sums);
+        tiles += 2 * high_tiles(task, part) * TILE, sums += panels(task) * 2 * ROWS * WIDE;
     }
 }
 
-// How many pairs of tiles high `rows` are.
-inline int64_t pairs(int64_t rows) { return (rows + 2 * ROWS - 1) / (2 * ROWS); }
+// How many taps of `rows` are put together at a time, so that their tiles fill no more than so many bytes.
+inline int64_t taps_of(const Numbers& task, int64_t rows, int64_t bytes) {
+    const int64_t taps = bytes / (rows * steps(task) * ROW_BYTES);
+    return taps < 1 ? 1 : taps > task.taps ? task.taps : ceil_of(task.taps, ceil_of(task.taps, taps));
+}
 
-// Each thread puts together what its rows read.
+// Memory for the tiles of `taps` of `rows`, and for their sums.
+Part room_for(const Numbers& task, int64_t rows, int64_t taps) {
+    static thread_local Room tiles, sums;
+    const int64_t high = ceil_of(rows, 2 * ROWS);
+    return {0, 0, 0, 0, tiles.of<Bfloat16>(2 * high * taps * steps(task)), sums.of<float>(high * panels(task) * 2 * ROWS * WIDE * sizeof(float) / TILE_BYTES)};
+}
+
+// Each thread takes some rows at a time.
 void convolve_apart(const Numbers& task, int64_t threads) {
-    const int64_t all = pairs(task.count), most = OWN / (2 * depth(task) * TILE_BYTES);
-    int64_t shares = most ? (all + most - 1) / most : all;
-    if (shares < threads) shares = threads;
+    const int64_t pair = 2 * task.taps * steps(task) * TILE_BYTES, most = OWN / pair, fewest = ceil_of(ceil_of(task.count, 2 * ROWS), threads);
+    const int64_t rows = 2 * ROWS * (most < 1 ? 1 : most < fewest ? most : fewest), taps = taps_of(task, rows, OWN);
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local Room room;
         const Configured configured;
+        Part part = room_for(task, rows, taps);
 #pragma omp for schedule(dynamic)
-        for (int64_t share = 0; share < shares; share++) {
-            const int64_t first = all * share / shares * 2 * ROWS, end = all * (share + 1) / shares * 2 * ROWS;
-            const int64_t last = end < task.count ? end : task.count;
-            Bfloat16* tiles = room.of((end - first) / ROWS * depth(task));
-            for (int64_t row = first; row < last; row += ROWS) gather(task, row, last, tiles + (row - first) / ROWS * depth(task) * TILE);
-            for (int64_t column = 0; column < task.outputs; column += WIDE) strip(task, tiles, column, first, last);
+        for (int64_t row = 0; row < task.count; row += rows) {
+            part.row = row, part.below = row + rows < task.count ? row + rows : task.count;
+            for (part.first = 0; part.first < task.taps; part.first = part.last) {
+                part.last = part.first + taps < task.taps ? part.first + taps : task.taps;
+                for (int64_t i = 0; i < ceil_of(part.below - row, ROWS); i++) gather(task, part, i);
+                for (int64_t i = 0; i < panels(task); i++) multiply(task, part, i);
+            }
         }
     }
 }
 
-// Threads put together what all rows read, then share out the panels.
+// Threads put together what some rows read, then share out the panels.
 void convolve_together(const Numbers& task, int64_t threads) {
-    static thread_local Room room;
-    const int64_t panels = (task.outputs + WIDE - 1) / WIDE, all = pairs(task.count);
-    const int64_t passes = (all * 2 * depth(task) * TILE_BYTES + SHARED - 1) / SHARED;
-    for (int64_t pass = 0; pass < passes; pass++) {
-        const int64_t first = all * pass / passes * 2 * ROWS, end = all * (pass + 1) / passes * 2 * ROWS;
-        const int64_t last = end < task.count ? end : task.count, blocks = (last - first + ROWS - 1) / ROWS;
-        Bfloat16* tiles = room.of((end - first) / ROWS * depth(task));
+    const int64_t passes = ceil_of(task.count, MOST), rows = ceil_of(ceil_of(task.count, passes), 2 * ROWS) * 2 * ROWS;
+    const int64_t taps = taps_of(task, rows, SHARED);
+    Part part = room_for(task, rows, taps);
+    for (part.row = 0; part.row < task.count; part.row = part.below) {
+        part.below = part.row + rows < task.count ? part.row + rows : task.count;
+        for (part.first = 0; part.first < task.taps; part.first = part.last) {
+            part.last = part.first + taps < task.taps ? part.first + taps : task.taps;
 #pragma omp parallel num_threads(threads)
-        {
-            const Configured configured;
+            {
+                const Configured configured;
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < blocks; i++) gather(task, first + i * ROWS, last, tiles + i * depth(task) * TILE);
+                for (int64_t i = 0; i < ceil_of(part.below - part.row, ROWS); i++) gather(task, part, i);
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < panels; i++) strip(task, tiles, i * WIDE, first, last);
+                for (int64_t i = 0; i < panels(task); i++) multiply(task, part, i);
+            }
         }
     }
 }
@@ -180,7 +219,8 @@ int64_t multiplies_tiles() {
 }
 
 void conv_rows_bfloat16(const TaskOf<Bfloat16>* task, int64_t threads) {
-    (task->count >= LEAST * threads ? convolve_apart : convolve_together)(*task, threads);
+    const bool light = task->taps * task->channels * task->outputs * (int64_t)sizeof(Bfloat16) <= WEIGHTS;
+    (light && task->count >= LEAST * threads ? convolve_apart : convolve_together)(*task, threads);
 }
 }
 

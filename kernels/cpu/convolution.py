@@ -11,13 +11,13 @@ FEW_POSITIONS = 128  # up to here 1 to 1.4 times as fast as oneDNN's, from 256 o
 
 
 def conv_rows(source, index, weight, bias, groups):
-    if not multiplied(source, weight, bias, groups=groups):
+    if not multiplied(len(index), source, weight, bias, groups=groups):
         return composed.conv_rows(source, index, weight, bias, groups)
     return product(source, index, weight, bias, len(index))
 
 
 def conv_tiles(source, index, tile, weight, bias, groups):
-    if not multiplied(source, weight, bias, groups=groups):
+    if not multiplied(len(index) * tile[0] * tile[1], source, weight, bias, groups=groups):
         return composed.conv_tiles(source, index, tile, weight, bias, groups)
     rows = tap_rows.of_tiles(index, tuple(tile), *weight.shape[2:])
     return product(source, rows, weight, bias, len(rows))
@@ -27,9 +27,9 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
     """Compiled are maps of which four outputs are made at a time, those of a few positions, which take as long as reading their weights
     ahead of time, and those of a few outputs. All others oneDNN's convolution does as fast."""
     geometry = tuple(stride), tuple(padding), tuple(dilation)
-    compiled = multiplied(image, weight, bias, groups=groups)
+    positions = image[:, 0].numel()
+    compiled, few = multiplied(positions, image, weight, bias, groups=groups), positions <= FEW_POSITIONS
     quads = winograd.quads_of_map(image, weight, *geometry) if compiled else None
-    few = image[:, 0].numel() <= FEW_POSITIONS
     if not compiled or quads is None and not few and not composed.narrow(weight, *geometry, groups):
         return composed.conv_map(image, weight, bias, *geometry, groups)
     image = image.contiguous(memory_format=torch.channels_last)
@@ -45,6 +45,6 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
 
 
 def linear_rows(rows, weight, bias):
-    if not multiplied(rows, weight, bias):
+    if not multiplied(len(rows), rows, weight, bias):
         return composed.linear_rows(rows, weight, bias)
     return product(rows, None, weight, bias, len(rows))

@@ -53,7 +53,7 @@ def conv_rows_fused(
     source = joined(source, rest, rest_rows)
     product, before = (source, index, weight, bias), (vector, residual, residual_rows, sample)
     after = scale, shift, activation, slope, target, positions
-    compiled = multiplied(source, weight, bias, vector, residual, scale, shift, groups=groups)
+    compiled = multiplied(count, source, weight, bias, vector, residual, scale, shift, groups=groups)
     if compiled and activation != "gelu" and _apart(target, source, residual):
         made, second = finished_product(*product, count, *before, *after, raw)
     else:

@@ -95,6 +95,13 @@ def test_numbers_that_are_none_stay_so():
     assert bool(ops.conv_rows(source, index, weight, bias)[7].isnan().all())
 
 
+@pytest.mark.parametrize(
+    "rows, channels, outputs, taken", [(64, 512, 512, True), (64, 1280, 1280, False), (4096, 320, 320, False)]
+)
+def test_little_linear_layers_are_taken(rows, channels, outputs, taken):
+    assert product.multiplied(rows, random(1, channels), random(outputs, channels)) == taken
+
+
 def test_mixed_numbers_are_left_to_composed_products():
     source, weight = random(5, 64), random(32, 64, seed=1).float()
-    assert not product.multiplied(source, weight)
+    assert not product.multiplied(5, source, weight)
