@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sige.paths import conf_dir
 from sige.runs.errors import StoreError, UserError
+from sige.runs.process import leave_threads_free
 
 OK, FAILED, WRONG, UNWRITTEN, STOPPED = 0, 1, 2, 3, 130
 _ended: list[int] = []
@@ -31,6 +32,7 @@ _ended: list[int] = []
 def main() -> None:
     """Run the app and end the process with its exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us as they are; we make the sentence
+    leave_threads_free()
     register_edits()
     try:
         _app()

@@ -15,7 +15,7 @@ from sige.runs import allocator
 
 COMMAND = [sys.executable, "-m", "sige.runs.worker"]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_WAITING = ("OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES")
+_WAITING = ("OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
 
 class WorkerDied(Exception):
@@ -50,6 +50,13 @@ def environment(hardware: dict, sleep: bool = False) -> dict[str, str]:
     elif sys.platform == "linux" and 1 < (hardware.get("threads") or 1) == cores():
         inherited |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
     return inherited
+
+
+def leave_threads_free() -> None:
+    """Take out of this process's environment what would bind its threads, before OpenMP is loaded: bound to one core, it would hand
+    that core alone on to its workers, whose threads `environment` binds as they should be."""
+    for name in _WAITING:
+        os.environ.pop(name, None)
 
 
 def is_busy(share: float = 0.15, seconds: float = 1.0) -> bool:

@@ -1,8 +1,9 @@
 // Convolution at chosen positions and linear layers on rows, in bfloat16, for CPUs that multiply tiles of numbers (Intel's AMX).
 //
 // A tile is 16 rows of 32 numbers. What the rows read is put together as tiles, once for all outputs, of so many rows and taps at a time as
-// stay in a cache; 32 rows by 32 outputs are summed in four tiles, which wait in memory from some taps to the next. Weights lie in panels of up to 32 outputs, each as (taps, channels / 32) times
-// a tile or two: 16 pairs of channels by 16 outputs. Channels are filled up with zeros to whole tiles, at each tap.
+// stay in a cache; 32 rows by 32 outputs are summed in four tiles, which wait in memory from some taps to the next. Weights lie in panels
+// of up to 32 outputs, each as (taps, channels / 32) times a tile or two: 16 pairs of channels by 16 outputs. Channels are filled up with
+// zeros to whole tiles, at each tap.
 // What `kernels/cpu/library.py` calls stands at the end of this file.
 
 #include "product.h"
@@ -164,13 +165,14 @@ inline int64_t taps_of(const Numbers& task, int64_t rows, int64_t bytes) {
 Part room_for(const Numbers& task, int64_t rows, int64_t taps) {
     static thread_local Room tiles, sums;
     const int64_t high = ceil_of(rows, 2 * ROWS);
-    return {0, 0, 0, 0, tiles.of<Bfloat16>(2 * high * taps * steps(task)), sums.of<float>(high * panels(task) * 2 * ROWS * WIDE * sizeof(float) / TILE_BYTES)};
+    const int64_t waiting = high * panels(task) * 2 * ROWS * WIDE * sizeof(float) / TILE_BYTES;
+    return {0, 0, 0, 0, tiles.of<Bfloat16>(2 * high * taps * steps(task)), sums.of<float>(waiting)};
 }
 
 // Each thread takes some rows at a time.
 void convolve_apart(const Numbers& task, int64_t threads) {
-    const int64_t pair = 2 * task.taps * steps(task) * TILE_BYTES, most = OWN / pair, fewest = ceil_of(ceil_of(task.count, 2 * ROWS), threads);
-    const int64_t rows = 2 * ROWS * (most < 1 ? 1 : most < fewest ? most : fewest), taps = taps_of(task, rows, OWN);
+    const int64_t most = OWN / (2 * task.taps * steps(task) * TILE_BYTES), share = ceil_of(ceil_of(task.count, 2 * ROWS), threads);
+    const int64_t rows = 2 * ROWS * (most < 1 ? 1 : most < share ? most : share), taps = taps_of(task, rows, OWN);
 #pragma omp parallel num_threads(threads)
     {
         const Configured configured;

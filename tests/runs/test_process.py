@@ -1,5 +1,6 @@
 """What a worker process is started with: threads, allocator, and how its threads wait for each other."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -57,6 +58,25 @@ def test_spinning_threads_that_take_all_cores_are_bound_to_them(monkeypatch, sle
     monkeypatch.setattr(sys, "platform", system)
     told = process.environment(CPU, sleep)
     assert (told.get("OMP_PROC_BIND"), told.get("OMP_PLACES")) == (("true", "cores") if bound else (None, None))
+
+
+BOUND = """
+import os
+before = os.sched_getaffinity(0)
+{}
+import torch
+torch.ones(1 << 20).sum()
+print(len(os.sched_getaffinity(0)) == len(before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are bound on Linux alone")
+def test_a_parent_whose_threads_are_bound_leaves_its_workers_all_cores(monkeypatch):
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    monkeypatch.setenv("OMP_PLACES", "cores")
+    free = "from sige.runs.process import leave_threads_free; leave_threads_free()"
+    done = subprocess.run([sys.executable, "-c", BOUND.format(free)], capture_output=True, text=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize(
