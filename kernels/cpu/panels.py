@@ -21,14 +21,14 @@ def panels(weight, arranged):
 
 
 def split(matrix):
-    """A matrix (K, lanes, ...) in panels (K, width, ...) of lanes, one after the other, the last one filled up with zeros: to one
-    vector where that holds what is left."""
+    """A matrix (K, lanes) in panels (K, width) of lanes, one after the other, the last one filled up with zeros: to one vector where
+    that holds what is left."""
     wide, lanes, count = library().panel_width(), library().vector_width(), matrix.shape[1]
     whole, rest = count // wide * wide, count % wide
     parts = [matrix[:, :whole].unflatten(1, (-1, wide)).transpose(0, 1).reshape(-1)]
     if rest:
         zeros = (lanes if rest <= lanes else wide) - rest
-        parts.append(F.pad(matrix[:, whole:], (0, 0) * (matrix.dim() - 2) + (0, zeros)).reshape(-1))
+        parts.append(F.pad(matrix[:, whole:], (0, zeros)).reshape(-1))
     return torch.cat(parts)
 
 
@@ -38,17 +38,17 @@ def _taps(weight):
 
 
 def by_output(weight):
-    """Of (taps*C, O), taps major."""
+    """Panels of a weight (O, C, kh, kw) or (O, C) as a matrix (taps*C, O), taps major."""
     return split(_taps(weight).flatten(0, 1))
 
 
 def by_tap(weight):
-    """Of (C, kh*kw*O): all taps' outputs side by side."""
+    """Panels of a weight (O, C, kh, kw) as a matrix (C, kh*kw*O): all taps' outputs side by side."""
     return split(_taps(weight).transpose(0, 1).flatten(1))
 
 
 def in_tiles(weight):
-    """Panels of up to 32 outputs: for each tap and 32 channels, filled up with zeros, a tile or two of 16 pairs of channels by 16
+    """Panels of up to 32 outputs of a weight (O, C, kh, kw) or (O, C): for each tap and 32 channels, filled up with zeros, a tile or two of 16 pairs of channels by 16
     outputs, for AMX."""
     taps, lanes = _taps(weight), library().vector_width()
     outputs, wide = len(weight), library().panel_width()
