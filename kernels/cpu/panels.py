@@ -48,8 +48,8 @@ def by_tap(weight):
 
 
 def in_tiles(weight):
-    """Panels of up to 32 outputs of a weight (O, C, kh, kw) or (O, C): for each tap and 32 channels, filled up with zeros, a tile or two of 16 pairs of channels by 16
-    outputs, for AMX."""
+    """Panels of up to 32 outputs of a weight (O, C, kh, kw) or (O, C): for each tap and 32 channels, filled up with zeros, a tile or
+    two of 16 pairs of channels by 16 outputs, for AMX."""
     taps, lanes = _taps(weight), library().vector_width()
     outputs, wide = len(weight), library().panel_width()
     taps = F.pad(taps, (0, -outputs % lanes, 0, -taps.shape[1] % _TILE))
