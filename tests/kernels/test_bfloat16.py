@@ -12,8 +12,9 @@ SHAPES = {  # channels, outputs, side of the maps, share of the positions
     "odd channels": (33, 20, 9, 0.5),
     "one vector of outputs": (34, 10, 9, 1.0),
     "few channels": (4, 33, 13, 0.5),
-    "many taps, rows together": (512, 64, 8, 0.5),
     "rows apart": (128, 48, 30, 0.6),
+    "rows apart, taps in parts": (1024, 33, 12, 0.6),
+    "rows together in passes, taps in parts": (1024, 256, 16, 0.9),
     "one position": (64, 70, 9, 0.0),
 }
 
@@ -68,7 +69,7 @@ def test_a_linear_layer_against_float64(channels, outputs, rows):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", ["many taps, rows together", "rows apart"])
+@pytest.mark.parametrize("shape", ["rows apart", "rows apart, taps in parts"])
 def test_the_number_of_threads_changes_no_bit(shape, threads):
     given, before = operands(*SHAPES[shape]), torch.get_num_threads()
     once = ops.conv_rows(*given)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sige.kernels import backends, ops
-from sige.kernels.cpu import library, panels, product
+from sige.kernels.cpu import fused, library, panels, product
 
 
 def random(*shape, seed=0):
@@ -187,6 +187,19 @@ def test_narrower_vectors(narrower, monkeypatch, option, lanes):
     taps = torch.cat([source, torch.zeros(1, 40)])[index].double()
     exact = torch.einsum("ntc,oct->no", taps, weight.flatten(2).double())
     assert (before <= lanes, torch.allclose(got.double(), exact, atol=1e-4)) == (True, True)
+
+
+@built
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the options are those of x86")
+@pytest.mark.parametrize("option", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx"])
+def test_rounding_to_bfloat16_without_an_instruction_for_it(narrower, monkeypatch, option):
+    monkeypatch.setattr(product, "library", lambda: narrower(option))
+    rows = torch.cat([random(64, 37), torch.full((1, 37), float("nan")), torch.full((1, 37), float("inf"))]).bfloat16()
+    scale, shift = random(1, 37, seed=1).bfloat16(), random(1, 37, seed=2).bfloat16()
+    exact = (rows.double() * scale.double() + shift.double()).float().bfloat16()
+    assert torch.equal(
+        fused.activate_rows(rows, scale, shift, None, "none", 0.0, None, None).nan_to_num(7), exact.nan_to_num(7)
+    )
 
 
 NARROW = {
