@@ -200,7 +200,8 @@ def attend(query, key, value, mask=None, scale=None):
     """Attention: softmax(query key^T * scale + mask) value.
 
     ``query`` (B, heads, n, d), ``key`` (B, heads, m, d), ``value`` (B, heads, m, e); ``mask`` broadcastable to (B, heads, n, m), bool
-    (True takes part) or added to the scores; ``scale`` 1/sqrt(d) where None. Returns (B, heads, n, e).
+    (True takes part) or added to the scores; ``scale`` 1/sqrt(d) where None. Returns (B, heads, n, e), in memory
+    token after token: (B, n, heads, e).
     """
     return _call("attend", query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else float(scale))
 

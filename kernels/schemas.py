@@ -67,14 +67,9 @@ def _run(operator):
     return call
 
 
-def _attend_as_announced(*args):
-    """Attention, laid out token after token: PyTorch's kernels choose a layout by the lengths, a compiler must know it beforehand."""
-    return _run("attend")(*args).transpose(1, 2).contiguous().transpose(1, 2)
-
-
 for _operator in backends.FAMILIES:
     for _key in ("CPU", "CUDA", "MPS"):
-        _library.impl(_operator, _attend_as_announced if _operator == "attend" else _run(_operator), _key)
+        _library.impl(_operator, _run(_operator), _key)
 
 
 def _activate_unwritten(*args):

@@ -8,6 +8,7 @@ last-level cache, are 1.3 to 2 times as fast; measured for 64 to 4096 queries, 2
 import torch
 import torch.nn.functional as F
 
+from sige.kernels.by_token import by_token
 from sige.kernels.composed.convolution import prepacking
 
 _SCORES = 1 << 20  # of a chunk of queries: 4 MiB
@@ -18,7 +19,7 @@ def attend(query, key, value, mask, scale):
     many = query.shape[-2] >= _LEAST_QUERIES and key.shape[-2] >= _LEAST_KEYS
     # In 16 bit the fused kernel keeps its scores in float32; products of our own would round them.
     if mask is not None or not many or query.dtype != torch.float32 or not prepacking():
-        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+        return by_token(F.scaled_dot_product_attention(query, key, value, mask, scale=scale))
     batch, heads, count, _ = query.shape
     out = query.new_empty(batch, count, heads, value.shape[-1])
     step = max(64, min(512, _SCORES // key.shape[-2]))

@@ -2,6 +2,8 @@
 
 import torch.nn.functional as F
 
+from sige.kernels.by_token import by_token
+
 
 def attend(query, key, value, mask, scale):
-    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    return by_token(F.scaled_dot_product_attention(query, key, value, mask, scale=scale))

@@ -54,6 +54,14 @@ def test_bfloat16_keeps_its_scores_in_float32(attend, shape):
     assert error(attend(query, key, value, None, 0.3), query, key, value) < 4e-3
 
 
+@pytest.mark.parametrize("dense", [True, False], ids=["heads apart", "heads together"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("attend", BACKENDS)
+def test_a_result_lies_token_after_token(attend, shape, dense):
+    found = [x if dense else x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors(shape)]
+    assert attend(*found, None, 0.3).transpose(1, 2).is_contiguous()
+
+
 @pytest.mark.parametrize("attend", BACKENDS)
 def test_a_bool_mask_leaves_keys_out(attend):
     query, key, value = tensors((1, 2, 130, 1030, 24, 40))
