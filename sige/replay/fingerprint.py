@@ -54,6 +54,8 @@ class Calls:
         """Note one call. ``conditioning`` (``sige.conditioning``) knows whether it works on conditioning alone."""
         if getattr(func, "__name__", "") in _READS:
             self.reads = True
+        if out is None:  # such as __setitem__: what it wrote to is its first argument
+            out = args[:1]
         if not isinstance(out, (torch.Tensor, tuple, list)):
             return
         called = f"{name_of(func)}{described(args)}{described(kwargs)}\n".encode()

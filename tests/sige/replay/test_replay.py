@@ -190,9 +190,17 @@ class Conv(nn.Module):
         return self.then(self.conv(x), time)
 
 
+def put_in(x, time):
+    bias = torch.zeros(1, 3, 1, 1)
+    bias[:, 0] = time / 100
+    return x + bias
+
+
 @pytest.mark.parametrize(
     "then, times",
     [
+        pytest.param(put_in, TIMES, id="a number put into a constant"),
+        pytest.param(lambda x, time: x.relu().mul_(time / 100) + 1, TIMES, id="a number in place"),
         pytest.param(lambda x, time: x * (time / 100), TIMES, id="a number that takes part"),
         pytest.param(lambda x, time: x.relu() if time > 400 else x.tanh(), TIMES, id="a branch on a number"),
         pytest.param(
