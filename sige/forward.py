@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import weakref
 
 import torch
@@ -37,6 +38,8 @@ class Forward:
         self.fallbacks = []
         self.conditioning = None
         self.projections = {}  # storage of a linear layer's output rows -> (input, weight, bias), for kv="reprojected"
+        self.delays = False  # whether a result was put off, see ``sige.delayed``
+        self.apart = []  # plain tensors that are views of one another in the model, and copies here
         self.resized = {}  # label maps brought to a level's resolution
         self.input_maps = ()  # the call's inputs that are maps
         self._calls = {}
@@ -81,6 +84,11 @@ class Forward:
         """Whether the module that runs now is one that the policy keeps dense."""
         return self.policy.is_dense_module(self.path[-1])
 
+    def is_of_other_samples(self, x):
+        """Whether a plain map (B, C, H, W) has another number of samples than the model's: its heads or channels may stand there, and
+        no position is known to be that of an edit."""
+        return not isinstance(x, ActiveTensor) and x.shape[0] != self.plan.batch
+
     def is_input_map(self, tensor):
         """Whether ``tensor`` is one of the maps that the model was called with."""
         return any(tensor is other for other in self.input_maps)
@@ -93,7 +101,7 @@ class Forward:
         While recording, and where the set is full, the rows are the map and only the reference moves. The map is in the
         policy's ``state_dtype``. Whoever reads the map says so with :meth:`reads`: what nobody reads need not be there.
         """
-        rows = self._own(rows.flatten(1) if rows.dim() != 2 else rows)
+        rows = self._own(rows if rows.dim() == 2 else rows.reshape(len(rows), math.prod(rows.shape[1:])))
         if self.recording:
             full = rows.contiguous()
             self._remember(key, kind, full)
@@ -186,6 +194,10 @@ class Forward:
             view = torch.nn.functional.interpolate(view, scale_factor=x.scale, mode="nearest")
         return torch.nn.functional.pad(view, x.pad) if x.pad != (0, 0, 0, 0) else view
 
+    def leave(self, x):
+        """The map of an active tensor for a level that runs dense: the model's own, which it may write to in place."""
+        return self.densify(x).clone()
+
     def resite(self, x, active):
         """Rows (n, features...) of ``x`` at another set of its resolution.
 
@@ -233,15 +245,22 @@ def _accepts(rule, positional, names):
 
 
 class Following(TorchFunctionMode):
-    """Sends each torch function that the model calls to its incremental rule."""
+    """Sends each torch function that the model calls to its incremental rule.
 
-    def __init__(self, forward, rules, otherwise):
+    rules: the table.   otherwise: for functions without one.   delayed: what becomes of results that were put off.
+    """
+
+    def __init__(self, forward, rules, otherwise, delayed):
         super().__init__()
-        self._forward, self._rules, self._otherwise = forward, rules, otherwise
+        self._forward, self._rules, self._otherwise, self._delayed = forward, rules, otherwise, delayed
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        rule = self._rules.get(func)
-        if rule is not None and (not kwargs or _accepts(rule, len(args), tuple(kwargs))):
+        rule, out = self._rules.get(func), None
+        if self._forward.delays:
+            out, args, kwargs = self._delayed(self._forward, func, args, kwargs or {})
+        if out is not None:
+            pass
+        elif rule is not None and (not kwargs or _accepts(rule, len(args), tuple(kwargs))):
             out = rule(self._forward, func, *args, **kwargs) if kwargs else rule(self._forward, func, *args)
         else:
             out = self._otherwise(self._forward, func, args, kwargs or {})

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sige import guards
 from sige.answers import Answers
 from sige.conditioning import Conditioning, Shared
+from sige.delayed import carried_out
 from sige.effect import Effect
 from sige.errors import ChangedInputError, ModelError, RecordingError
 from sige.forward import Following, Forward
@@ -336,12 +337,12 @@ class Session(Remembered):
 
     def _run(self, forward, call, args, kwargs, recorded=None):
         """Call the model's forward under the rules. Returns (leaves as they came, plain leaves, structure)."""
-        from sige.rules import RULES, otherwise
+        from sige.rules import RULES, follow, otherwise
 
         with torch.inference_mode(False), torch.no_grad():
-            with Following(forward, RULES, otherwise):
+            with Following(forward, RULES, otherwise, follow):
                 output = call(*args, **kwargs)
-            leaves, tree = tree_flatten(output)
+            leaves, tree = tree_flatten(carried_out(forward, output))
             given = [plain(forward, leaf, recorded[i] if recorded else None) for i, leaf in enumerate(leaves)]
         forward.finish()
         return leaves, given, tree

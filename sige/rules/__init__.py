@@ -8,6 +8,7 @@ from sige.rules import (  # noqa: F401
     normalization,
     patches,
     pointwise,
+    pooling,
     resampling,
     sequence,
     shape,
@@ -15,5 +16,6 @@ from sige.rules import (  # noqa: F401
 )
 from sige.rules.fallback import otherwise
 from sige.rules.registry import RULES, rule
+from sige.rules.written_out import follow
 
-__all__ = ["RULES", "otherwise", "rule"]
+__all__ = ["RULES", "follow", "otherwise", "rule"]

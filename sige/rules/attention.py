@@ -101,8 +101,13 @@ def _whole(forward, key, x):
     return full_view(full.to(x.dtype).view(-1, *x.rows.shape[1:]), x.active, x.axes)
 
 
-def _reprojected(forward, place, key, value):
-    """Keys and values of all positions, projected from remembered tokens: those that the edit left alone, anew at every step.
+def finds_keys(forward, key, value):
+    """Whether the policy's ``kv`` can serve these keys and values: to project them anew it must know what they were made of."""
+    return forward.policy.kv != "reprojected" or _made_of(forward, key, value) is not None
+
+
+def _made_of(forward, key, value):
+    """The tokens that keys and values were both made of, and (weight, bias) of each; None where no linear layer made them.
 
     A layer that makes queries too takes part with its rows for keys and for values alone.
     """
@@ -111,15 +116,21 @@ def _reprojected(forward, place, key, value):
         None if found is None or found[0].active is not x.active else part_of(x.rows, found[3], *found[1:3])
         for x, found in zip((key, value), made)
     ]
-    if None in cut or made[0][0] is not made[1][0]:
+    return None if None in cut or made[0][0] is not made[1][0] else (made[0][0], cut)
+
+
+def _reprojected(forward, place, key, value):
+    """Keys and values of all positions, projected from remembered tokens: those that the edit left alone, anew at every step."""
+    found = _made_of(forward, key, value)
+    if found is None:
         raise PolicyError(
             f"policy kv='reprojected' finds no linear layer that makes keys and values from the same tokens at "
             f"{forward.path[-1] or 'the root module'}: use kv='remembered'"
         )
-    tokens = made[0][0]
+    tokens, layers = found
     full = forward.keep_map(place, "kv_tokens", tokens.active, tokens.rows)
     forward.reads(full, "all")
-    return [_projected(forward, full, x, *layer) for x, layer in zip((key, value), cut)]
+    return [_projected(forward, full, x, *layer) for x, layer in zip((key, value), layers)]
 
 
 def _projected(forward, full, x, weight, bias):

@@ -5,12 +5,14 @@ import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor, full_rows
 from sige.kernels import ops
+from sige.kernels.kept import Kept
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.windows import Window
 
 _IMAGE = ("b", "f", "h", "w")
+_flat = Kept()  # weights of one tap as matrices
 
 
 def _pair(value):
@@ -49,9 +51,22 @@ def conv2d(forward, func, input, weight, bias=None, stride=1, padding=0, dilatio
     window = _window(
         input, input.scale if active else 1, input.pad if active else (0,) * 4, weight, stride, padding, dilation
     )
-    if not _runs_sparse(forward, window, scale):
+    if not _runs_sparse(forward, window, scale) or forward.is_of_other_samples(input):
         return _dense(forward, func, input, weight, bias, stride, padding, dilation, groups)
     return _sparse(forward, input, weight, bias, groups, window)
+
+
+@rule(torch.conv1d, F.conv1d)
+def conv1d(forward, func, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """Of one tap, on a map's positions (B, C, H*W): a linear layer on channels. Others mix rows of the map and have no rule."""
+    plain = weight.shape[-1] == 1 and groups == 1 and stride in (1, (1,)) and padding in (0, (0,), "valid", "same")
+    of_tokens = isinstance(input, ActiveTensor) and input.axes == ("b", "f", "p") and not forward.is_dense_here()
+    if not plain or not of_tokens or isinstance(weight, ActiveTensor):
+        return otherwise(forward, func, (input, weight, bias, stride, padding, dilation, groups), {})
+    input, weight, bias = cast(input, weight, bias)
+    forward.count("conv", input.active.count * weight.numel())
+    flat = _flat.of(weight, lambda: weight.detach().flatten(1))
+    return input.with_rows(ops.linear_rows(input.rows, flat, bias))
 
 
 def _runs_sparse(forward, window, scale):
@@ -80,7 +95,7 @@ def _sparse(forward, input, weight, bias, groups, window):
     else:
         rows = _spatial(forward, key, input, weight, bias, groups, window, chosen)
     out = ActiveTensor(rows, chosen, _IMAGE)
-    return out if forward.is_sparse_level(*window.out_size) else forward.densify(out)
+    return out if forward.is_sparse_level(*window.out_size) else forward.leave(out)
 
 
 def _pointwise(forward, input, weight, bias, groups, chosen):

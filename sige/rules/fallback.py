@@ -1,12 +1,14 @@
-"""What happens to an operator without a rule: its active inputs are made dense, it runs, and the report names it."""
+"""What happens to an operator without a rule: its active inputs are made dense, it runs, and the report names it. One that writes in
+place writes to a copy of the whole map, of which the active rows are taken back."""
 
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sige.active_tensor import ActiveTensor
+from sige.active_tensor import ActiveTensor, rows_at
 from sige.errors import ModelError
 from sige.macs import MacCounter
+from sige.views import overwrite
 
 # Reading these touches no data: an active tensor answers for the full map.
 _METADATA = {
@@ -19,7 +21,8 @@ _PROPERTIES = {
 }  # fmt: skip
 
 
-def _is_metadata(func):
+def is_metadata(func):
+    """Whether a torch function asks for nothing but a tensor's shape, type and the like."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return getattr(func.__self__, "__name__", "") in _PROPERTIES
@@ -69,25 +72,51 @@ def _counted(forward, func, args, kwargs):
     return result
 
 
+def _check_apart(forward, func, args, kwargs):
+    """ModelError for a write to a tensor that shares its memory with another one in the model, but not here."""
+    writes = _writes(name_of(func).split(".")[-1]) or kwargs.get("inplace")
+    if not writes or not args or not isinstance(args[0], torch.Tensor):
+        return
+    place = args[0].untyped_storage()._cdata
+    if any(other.untyped_storage()._cdata == place for other in forward.apart):
+        raise ModelError(
+            f"{forward.path[-1] or 'the root module'} calls {name_of(func)}, which writes into a view of a map that is a copy here, "
+            "where dense levels lie channels-last; use the out-of-place operator in the model"
+        )
+
+
+def _written(forward, func, x, plain, result):
+    """The active tensor ``x`` after ``func``, which gave ``result``, wrote to its whole map ``plain``."""
+    if plain.shape != x.shape or not x.settled:
+        raise ModelError(
+            f"{forward.path[-1] or 'the root module'} calls {name_of(func)}, which changes the shape of a map of which only the edited "
+            "rows are present; use the out-of-place operator in the model"
+        )
+    overwrite(forward, x, func)
+    x.rows, x.source = rows_at(plain, x.axes, x.active), None
+    return None if result is None else x
+
+
 def otherwise(forward, func, args, kwargs):
     """Run ``func`` as it is when no argument is active; else dense, cutting an output of the same shape back to rows."""
     if not _any_active(args) and not _any_active(kwargs.values()):
+        if forward.apart:
+            _check_apart(forward, func, args, kwargs)
         return _counted(forward, func, args, kwargs)
-    if _is_metadata(func):
+    if is_metadata(func):
         return func(*args, **kwargs)
     flat, tree = tree_flatten((args, kwargs))
     active = [leaf for leaf in flat if isinstance(leaf, ActiveTensor)]
     name = name_of(func)
-    if active[0] is flat[0] and (_writes(name.split(".")[-1]) or kwargs.get("inplace")):
-        raise ModelError(
-            f"{forward.path[-1] or 'the root module'} calls {name}, which writes into a map of which only the edited rows are "
-            "present; use the out-of-place operator in the model"
-        )
     forward.fallbacks.append(f"{name} at {forward.path[-1] or 'the root module'}")
     plain = [forward.densify(leaf, "fallback") if isinstance(leaf, ActiveTensor) else leaf for leaf in flat]
+    like = active[0]
+    if like is flat[0] and (_writes(name.split(".")[-1]) or kwargs.get("inplace")):
+        plain[0] = plain[0].clone()
+        args, kwargs = tree_unflatten(plain, tree)
+        return _written(forward, func, like, plain[0], _counted(forward, func, args, kwargs))
     args, kwargs = tree_unflatten(plain, tree)
     result = _counted(forward, func, args, kwargs)
-    like = active[0]
     if isinstance(result, torch.Tensor) and result.shape == like.shape and like.settled:
         return forward.activate(result, like.axes, like.active)
     return result

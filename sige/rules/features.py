@@ -1,12 +1,15 @@
 """Operators on feature axes: indexing, stacking and unstacking, axes of size one, means. Positions stay where they are."""
 
 import torch
+import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor
+from sige.joint_set import JointSet
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.rules.sequence import narrow as narrow_positions
 from sige.rules.shape import view
+from sige.views import overwrite
 
 T = torch.Tensor
 
@@ -140,6 +143,73 @@ def _indexed(x, items):
         else:
             x = _with(x, x.rows.select(_place(x, dim), item), (*x.axes[:dim], *x.axes[dim + 1 :]))
     return x
+
+
+@rule(T.__setitem__)
+def setitem(forward, func, x, index, value):
+    """Slices of feature axes and parts of a joint sequence, from a tensor of the same positions."""
+    items = index if isinstance(index, tuple) else (index,)
+    known = isinstance(x, ActiveTensor) and isinstance(value, ActiveTensor) and x.settled and value.settled
+    if not known or any(item is not Ellipsis and not isinstance(item, slice) for item in items):
+        return otherwise(forward, func, (x, index, value), {})
+    target = _indexed(x, items)
+    alike = isinstance(target, ActiveTensor) and (target.axes, target.active) == (value.axes, value.active)
+    if not alike or target.rows.shape != value.rows.shape or target.dtype != value.dtype:
+        return otherwise(forward, func, (x, index, value), {})
+    rows = x.rows.clone()
+    spans, own = ([(0, len(rows))], [(0, len(rows))]) if target.active is x.active else _spans(x.active, target.active)
+    places = _feature_slices(x, items)
+    for (start, stop), (first, last) in zip(spans, own):
+        rows[(slice(start, stop), *places)] = value.rows[first:last]
+    overwrite(forward, x, func)
+    x.rows, x.source = rows, None
+
+
+def _spans(joint, part):
+    """For each sample where the rows of ``part``, a set or a shorter sequence, stand in the sequence, and where they are its own."""
+    parts = part.parts if isinstance(part, JointSet) else (part,)
+    first = next(i for i in range(len(joint.parts)) if joint.parts[i : i + len(parts)] == tuple(parts))
+    places = joint.places[first], joint.places[first + len(parts) - 1]
+    return [(places[0][b][0], places[1][b][1]) for b in range(joint.batch)], part.segments
+
+
+def _feature_slices(x, items):
+    """The slices of the feature axes, in the order of the rows' own."""
+    place = items.index(Ellipsis) if Ellipsis in items else len(items)
+    missing = x.dim() - len(items) + (Ellipsis in items)
+    whole = (*items[:place], *[slice(None)] * missing, *items[place + 1 :])
+    return [item for item, axis in zip(whole, x.axes) if axis == "f"]
+
+
+@rule(F.softmax, torch.softmax, T.softmax)
+def softmax(forward, func, x, dim=None, *args, **kwargs):
+    """Over one feature axis; over positions there is no rule."""
+    if not isinstance(x, ActiveTensor) or dim is None or x.axes[dim] != "f" or any(x.pad):
+        return otherwise(forward, func, (x, dim, *args), kwargs)
+    return _with(x, func(x.rows, _place(x, dim % x.dim()), *args, **kwargs), x.axes)
+
+
+@rule(torch.view_as_complex)
+def view_as_complex(forward, func, x):
+    """The last feature axis holds real and imaginary parts, as in rotary embeddings."""
+    if not isinstance(x, ActiveTensor) or x.axes[-1] != "f":
+        return otherwise(forward, func, (x,), {})
+    return _with(x, func(x.rows.contiguous()), x.axes[:-1])
+
+
+@rule(torch.view_as_real)
+def view_as_real(forward, func, x):
+    if not isinstance(x, ActiveTensor):
+        return func(x)
+    return _with(x, func(x.rows), (*x.axes, "f"))
+
+
+@rule(torch.repeat_interleave, T.repeat_interleave)
+def repeat_interleave(forward, func, x, repeats, dim=None, **kwargs):
+    """Channels, or heads, each several times."""
+    if not isinstance(x, ActiveTensor) or not isinstance(repeats, int) or dim is None or x.axes[dim] != "f" or kwargs:
+        return otherwise(forward, func, (x, repeats, dim), kwargs)
+    return _with(x, func(x.rows, repeats, _place(x, dim % x.dim())), x.axes)
 
 
 @rule(torch.mean, T.mean, torch.sum, T.sum)

@@ -1,13 +1,18 @@
 """Linear layers and plain matrix products: rows where there are rows, counted everywhere."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor
+from sige.delayed import carried_out
 from sige.kernels import ops
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.rules.shape import permute
+from sige.rules.written_out import added_product, einsum_product, product
 
 
 @rule(F.linear)
@@ -57,17 +62,51 @@ def _conditioning(forward, func, input, weight, bias):
     return out
 
 
-@rule(
-    torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm
-)
-def matmul(forward, func, first, second, **kwargs):
-    out = otherwise(forward, func, (first, second), kwargs)
+def _product(func, forward, first, second):
+    """A product without a rule of its own, counted."""
+    first, second = carried_out(forward, (first, second))
+    out = otherwise(forward, func, (first, second), {})
     forward.count("attention" if first.dim() > 2 else "linear", out.numel() * first.shape[-1])
     return out
 
 
+@rule(
+    torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm
+)
+def matmul(forward, func, first, second):
+    run = functools.partial(_product, func)
+    found = product(forward, first, second, run)
+    return run(forward, first, second) if found is None else found
+
+
 @rule(torch.baddbmm, torch.addmm)
-def added_matmul(forward, func, added, first, second, **kwargs):
-    out = otherwise(forward, func, (added, first, second), kwargs)
-    forward.count("attention" if func is torch.baddbmm else "linear", out.numel() * first.shape[-1])
-    return out
+def added_matmul(forward, func, added, first, second, *, beta=1, alpha=1):
+    def run(forward, added, first, second):
+        added, first, second = carried_out(forward, (added, first, second))
+        out = otherwise(forward, func, (added, first, second), {"beta": beta, "alpha": alpha})
+        forward.count("attention" if func is torch.baddbmm else "linear", out.numel() * first.shape[-1])
+        return out
+
+    found = None if func is torch.addmm else added_product(forward, added, first, second, beta, alpha, run)
+    return run(forward, added, first, second) if found is None else found
+
+
+@rule(torch.einsum)
+def einsum(forward, func, equation, *operands):
+    """Pure permutations such as ``nhwpqc->nchpwq`` move axes, and attention's two products have a rule; anything else has none."""
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    found = None
+    if isinstance(equation, str) and len(tensors) == 1:
+        found = _permuted(forward, equation, *tensors)
+    elif isinstance(equation, str) and len(tensors) == 2:
+        found = einsum_product(forward, equation, *tensors, functools.partial(_product, torch.matmul))
+    return otherwise(forward, func, (equation, *carried_out(forward, operands)), {}) if found is None else found
+
+
+def _permuted(forward, equation, x):
+    """An einsum of one active operand that moves axes; None otherwise."""
+    before, arrow, after = equation.replace(" ", "").partition("->")
+    plain = arrow and before.isalpha() and len(set(before)) == len(before) and sorted(before) == sorted(after)
+    if not plain or not isinstance(x, ActiveTensor) or len(before) != x.dim() or not x.settled:
+        return None
+    return permute(forward, torch.permute, x, [before.index(letter) for letter in after])

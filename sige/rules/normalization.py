@@ -30,6 +30,7 @@ def group_norm(forward, func, input, num_groups, weight=None, bias=None, eps=1e-
     elif input.dim() != 4:
         return _plain(forward, func, input, num_groups, weight, bias, eps)
     sparse = isinstance(input, ActiveTensor) or forward.is_sparse_level(*input.shape[2:])
+    sparse = sparse and not forward.is_of_other_samples(input)
     if forward.is_dense_here() or forward.policy.norm == "dense" or not sparse:
         return _plain(forward, func, forward.densify(input), num_groups, weight, bias, eps)
     if not isinstance(input, ActiveTensor):

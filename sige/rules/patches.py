@@ -1,4 +1,5 @@
-"""Unpatchify: tokens that each hold a patch become a finer map, whose active rows are the children of the active tokens."""
+"""Patches: the model's input map becomes one of tokens that each hold a patch, and such tokens become a finer map, whose active rows
+are the children of the active tokens."""
 
 import math
 
@@ -80,6 +81,27 @@ def unfold_patches(x, target):
         grid = rows.reshape(active.batch, active.height, active.width, tall, wide, -1)
         rows = grid.permute(0, 1, 3, 2, 4, 5)
     return ActiveTensor(rows.reshape(-1, *features), children(active, tall, wide), tuple(new_axes))
+
+
+def cut_into_patches(forward, x, shape):
+    """An input map (B, C, H, W) viewed as (B, C, rows, tall, columns, wide): its active patches. None for any other view, or where
+    that level runs dense."""
+    target = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+    if x.dim() != 4 or len(target) != 6 or not all(isinstance(side, int) for side in target):
+        return None
+    batch, _, rows, tall, columns, wide = x.view(target).shape if -1 in target else target
+    level = (rows, columns)
+    cut = target[1] in (-1, x.shape[1]) and (rows * tall, columns * wide) == tuple(x.shape[2:]) and batch == x.shape[0]
+    if not cut or forward.is_of_other_samples(x) or forward.is_dense_here() or not forward.is_sparse_level(*level):
+        return None
+    active = forward.plan.level_set(*level)
+    grid = x.view(batch, -1, rows, tall, columns, wide).permute(0, 2, 4, 1, 3, 5)
+    if active.full:
+        values = grid.reshape(-1, *grid.shape[3:])
+    else:
+        places = active.positions
+        values = grid[places // (rows * columns), places // columns % rows, places % columns]
+    return ActiveTensor(values, active, ("b", "f", "h", "f", "w", "f"))
 
 
 @rule(F.pixel_shuffle)

@@ -79,6 +79,15 @@ def same(forward, func, x, *args, **kwargs):
     return ActiveTensor(x.rows, x.active, x.axes, x.source, x.scale, x.pad)
 
 
+@rule(T.type_as)
+def type_as(forward, func, x, other):
+    return (
+        unary(forward, T.to, x, other.dtype)
+        if isinstance(x, ActiveTensor)
+        else otherwise(forward, func, (x, other), {})
+    )
+
+
 @rule(F.dropout, F.dropout2d, torch.dropout)
 def dropout(forward, func, x, p=0.5, training=True, inplace=False):
     if not isinstance(x, ActiveTensor):

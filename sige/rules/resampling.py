@@ -87,7 +87,7 @@ def _input_map(forward, func, input, size, scale_factor, mode, factor, kwargs):
     return forward.resized[key][0]
 
 
-def _source(forward, x, operator):
+def source_of(forward, x, operator):
     """The remembered map (B*H*W, C) behind ``x``, brought up to date."""
     if x.source is None:
         x.source = forward.keep_map(forward.key(operator), "resampled", x.active, x.rows)
@@ -95,7 +95,7 @@ def _source(forward, x, operator):
     return x.source
 
 
-def _mixed(source, index, weight, dtype):
+def mixed(source, index, weight, dtype):
     """Rows ``sum_k weight[k] * source[index[:, k]]``: index (n, k) int64, weight (n, k) or (k,)."""
     rows = ops.gather_rows(source, index.flatten()).to(dtype).view(*index.shape, source.shape[1])
     return (rows * weight.to(dtype)[..., None]).sum(1)
@@ -108,7 +108,7 @@ def _places(active):
 
 
 def _bilinear(forward, x, factor):
-    source = _source(forward, x, "bilinear")
+    source = source_of(forward, x, "bilinear")
     level = forward.plan.level_set(x.active.height * factor, x.active.width * factor)
     sample, *place = _places(level)
     ends = []
@@ -120,76 +120,7 @@ def _bilinear(forward, x, factor):
     row = lambda y, x_: (sample * x.active.height + y) * x.active.width + x_  # noqa: E731
     index = torch.stack([row(top, left), row(top, right), row(bottom, left), row(bottom, right)], 1)
     weight = torch.stack([(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], 1)
-    return ActiveTensor(_mixed(source, index, weight, x.dtype), level, x.axes)
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _cells(forward, x, kernel, stride):
-    """For pooling without overlap or padding: the level it leads to and the (n, kh*kw) rows that each position reads.
-
-    (None, None) where that level runs dense; None where the pooling has no rule.
-    """
-    kernel = _pair(kernel)
-    stride = kernel if stride is None or stride == [] else _pair(stride)
-    height, width = x.active.height // kernel[0], x.active.width // kernel[1]
-    whole = (height * kernel[0], width * kernel[1]) == (x.active.height, x.active.width)
-    if stride != kernel or not whole or not x.settled or x.axes != _IMAGE:
-        return None
-    if not forward.is_sparse_level(height, width):
-        return None, None
-    level = forward.plan.level_set(height, width)
-    sample, y, column = _places(level)
-    taps = [
-        (sample * x.active.height + y * kernel[0] + i) * x.active.width + column * kernel[1] + j
-        for i in range(kernel[0])
-        for j in range(kernel[1])
-    ]
-    return level, torch.stack(taps, 1)
-
-
-@rule(F.avg_pool2d)
-def avg_pool2d(
-    forward,
-    func,
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
-    plain = _pair(padding) == (0, 0) and divisor_override is None
-    cells = _cells(forward, input, kernel_size, stride) if isinstance(input, ActiveTensor) and plain else None
-    if cells is None:
-        args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        return otherwise(forward, func, args, {})
-    level, index = cells
-    if level is None:
-        return func(forward.densify(input), kernel_size, stride)
-    source = _source(forward, input, "avg_pool2d")
-    weight = torch.full((index.shape[1],), 1 / index.shape[1], device=source.device)
-    return ActiveTensor(_mixed(source, index, weight, input.dtype), level, input.axes)
-
-
-@rule(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
-    forward, func, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-):
-    plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not return_indices
-    cells = _cells(forward, input, kernel_size, stride) if isinstance(input, ActiveTensor) and plain else None
-    if cells is None:
-        stride = kernel_size if stride is None else stride
-        return otherwise(forward, func, (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices), {})
-    level, index = cells
-    if level is None:
-        return func(forward.densify(input), kernel_size, stride)
-    source = _source(forward, input, "max_pool2d")
-    rows = ops.gather_rows(source, index.flatten()).to(input.dtype).view(*index.shape, source.shape[1])
-    return ActiveTensor(rows.amax(1), level, input.axes)
+    return ActiveTensor(mixed(source, index, weight, x.dtype), level, x.axes)
 
 
 @rule(F.pad, torch._C._nn.pad)

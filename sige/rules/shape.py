@@ -7,6 +7,7 @@ import torch
 from sige.active_tensor import ActiveTensor
 from sige.rules import patches, sequence
 from sige.rules.fallback import otherwise
+from sige.rules.folding import fold
 from sige.rules.registry import rule
 
 T = torch.Tensor
@@ -48,7 +49,8 @@ def _regroup(x, target):
 @rule(T.view, T.reshape, torch.reshape)
 def view(forward, func, x, *shape, **kwargs):
     if not isinstance(x, ActiveTensor):
-        return func(x, *shape, **kwargs)
+        patched = patches.cut_into_patches(forward, x, shape) if forward.is_input_map(x) else None
+        return _plain_view(forward, func, x, shape, kwargs) if patched is None else patched
     shape = shape or (kwargs.get("shape", kwargs.get("size")),)
     target = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
     whole = all(isinstance(side, int) for side in target)
@@ -56,13 +58,27 @@ def view(forward, func, x, *shape, **kwargs):
         target[target.index(-1)] = x.shape.numel() // max(1, -math.prod(target))
     found = _regroup(x, target) if x.settled and whole else None
     if found is None:
-        finer = patches.unfold_patches(x, target) if whole else None
-        return otherwise(forward, func, (x, *shape), {}) if finer is None else finer
+        other = fold(forward, x, target) if whole and x.settled else None
+        other = patches.unfold_patches(x, target) if whole and other is None else other
+        return otherwise(forward, func, (x, *shape), {}) if other is None else other
     axes, features = found
     if "p" in axes and "p" not in x.axes and forward.policy.token_block is not None:
         tokens = forward.plan.token_set(x.active.height, x.active.width)
         x = ActiveTensor(forward.resite(x, tokens), tokens, x.axes, x.source)
     return ActiveTensor(x.rows.reshape(len(x.rows), *features), x.active, axes)
+
+
+def _plain_view(forward, func, x, shape, kwargs):
+    """A view of a plain tensor. Dense levels are laid out channels-last, where the model's own map may be viewed otherwise: there it is
+    a copy, and neither may be written to in place."""
+    try:
+        return func(x, *shape, **kwargs)
+    except RuntimeError:
+        if func is not T.view or kwargs or isinstance(shape[0], torch.dtype):
+            raise
+    copy = torch.reshape(x, *shape) if isinstance(shape[0], (tuple, list)) else torch.reshape(x, shape)
+    forward.apart += [x, copy]
+    return copy
 
 
 @rule(torch.flatten, T.flatten)
@@ -92,30 +108,20 @@ def transpose(forward, func, x, first, second):
     return _permuted(x, order)
 
 
+@rule(torch.movedim, T.movedim)
+def movedim(forward, func, x, source, destination):
+    if not isinstance(x, ActiveTensor) or not x.settled:
+        return otherwise(forward, func, (x, source, destination), {})
+    sides = torch.empty(tuple(range(x.dim())), device="meta").movedim(source, destination).shape
+    return _permuted(x, list(sides))  # side number i is i long
+
+
 @rule(torch.permute, T.permute)
 def permute(forward, func, x, *dims):
     if not isinstance(x, ActiveTensor) or not x.settled:
         return otherwise(forward, func, (x, *dims), {})
     order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
     return _permuted(x, [dim % x.dim() for dim in order])
-
-
-def _order(equation):
-    """The permutation that an einsum equation of one operand stands for, or None."""
-    before, arrow, after = equation.replace(" ", "").partition("->")
-    plain = arrow and before.isalpha() and len(set(before)) == len(before) and sorted(before) == sorted(after)
-    return [before.index(letter) for letter in after] if plain else None
-
-
-@rule(torch.einsum)
-def einsum(forward, func, equation, *operands):
-    """Pure permutations such as ``nhwpqc->nchpwq`` move axes; anything else has no rule."""
-    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    order = _order(equation) if isinstance(equation, str) and len(tensors) == 1 else None
-    x = tensors[0]
-    if order is None or not isinstance(x, ActiveTensor) or len(order) != x.dim() or not x.settled:
-        return otherwise(forward, func, (equation, *operands), {})
-    return _permuted(x, order)
 
 
 @rule(torch.chunk, T.chunk, torch.split, T.split, torch.split_with_sizes, T.split_with_sizes)

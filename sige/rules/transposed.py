@@ -94,7 +94,7 @@ def conv_transpose2d(
     if odd or input.dim() != 4 or isinstance(weight, ActiveTensor) or _pair(dilation) != (1, 1):
         return otherwise(forward, func, (input, *args), {})
     geometry = _geometry(input, weight, stride, padding, output_padding)
-    if not _runs_sparse(forward, geometry):
+    if not _runs_sparse(forward, geometry) or forward.is_of_other_samples(input):
         plain = forward.densify(input)
         forward.count("conv", plain[:, 0].numel() * weight.numel())
         return func(plain, *args)
@@ -102,7 +102,7 @@ def conv_transpose2d(
         input = forward.at_level(input)
     rows, chosen = _rows(forward, input, weight, bias, groups, geometry, (func, args))
     out = ActiveTensor(rows, chosen, _IMAGE)
-    return out if forward.is_sparse_level(*geometry.out_size) else forward.densify(out)
+    return out if forward.is_sparse_level(*geometry.out_size) else forward.leave(out)
 
 
 def _runs_sparse(forward, geometry):

@@ -33,7 +33,22 @@ def down_up(net, x):
     return net.third(F.interpolate(F.silu(net.second(x)), scale_factor=2.0)) + x
 
 
+def of_tokens(net, x):
+    return net.second(x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def channels_in_the_batch(net, x):
+    """One filter for every channel, as models that blur do it."""
+    return net.second(x.reshape(-1, 1, *x.shape[2:])).view(x.shape)
+
+
+def written_to_behind(net, x):
+    """The convolution leads to a level that runs dense, where the model writes to its result."""
+    return F.relu(net.second(x), inplace=True) + 1
+
+
 CASES = [
+    pytest.param(lambda: Net(of_tokens, second=nn.Conv1d(8, 16, 1)), id="one tap on tokens"),
     pytest.param(conv(8, 16, 3, padding=1), id="3x3"),
     pytest.param(conv(8, 16, 3, padding=1, bias=False), id="3x3 without bias"),
     pytest.param(conv(8, 16, 1), id="1x1"),
@@ -135,3 +150,24 @@ def test_unequal_strides_need_level_geometry(trial):
 def test_whole_tiles_equal_one_position_at_a_time(trial, make, geometry, mask):
     outputs = [trial(make, geometry, mask, overhang=False, whole_tiles=whole).after for whole in ("always", "never")]
     assert (outputs[0] - outputs[1]).abs().max() < 1e-5
+
+
+def test_channels_that_stand_in_the_batch_run_dense(trial):
+    make = lambda: Net(channels_in_the_batch, second=nn.Conv2d(1, 1, 3, padding=1))  # noqa: E731
+    assert [trial(make, mask=mask, batch=2).error() < 1e-4 for mask in ("full", "wide")] == [True, True]
+
+
+@pytest.mark.parametrize("mask", ["full", "small", "same"])
+def test_a_result_of_a_dense_level_may_be_written_to(trial, mask):
+    done = trial(
+        lambda: Net(written_to_behind, second=nn.Conv2d(8, 8, 3, padding=1, stride=4)), mask=mask, min_resolution=9
+    )
+    again = done.session.model
+    with torch.no_grad():
+        assert (done.before - again(done.original)).abs().max() < 1e-5
+
+
+def test_another_filter_of_tokens_runs_dense_and_is_named(trial):
+    make = lambda: Net(of_tokens, second=nn.Conv1d(8, 16, 3, padding=1))  # noqa: E731
+    done = trial(make)
+    assert (done.error() < 1e-4, ["conv1d" in name for name in done.effect.fallbacks]) == (True, [True])

@@ -45,8 +45,21 @@ def adaptive(n, t):
     return F.layer_norm(t, (8,)) * (1 + scale[:, None]) + shift.unsqueeze(1)
 
 
+def rotary_of_complex_numbers(n, t):
+    """Rotary embedding as diffusers applies it to Qwen-Image's queries (B, L, heads, width)."""
+    heads = torch.view_as_complex(t.float().contiguous().reshape(*t.shape[:-1], 2, 2, 2))
+    turned = torch.view_as_real(heads * torch.polar(torch.ones_like(n.angles[:, :2]), n.angles[:, :2]).unsqueeze(1))
+    return turned.flatten(2).type_as(t)
+
+
 CASES = [
     pytest.param(net(rotary), id="rotary"),
+    pytest.param(net(rotary_of_complex_numbers), id="rotary, complex numbers"),
+    pytest.param(net(lambda n, t: t.softmax(-1)), id="softmax"),
+    pytest.param(net(lambda n, t: F.softmax(t.view(*t.shape[:2], 2, 4), dim=2).flatten(2)), id="softmax over heads"),
+    pytest.param(net(lambda n, t: t[..., :4].repeat_interleave(2, dim=-1)), id="repeated"),
+    pytest.param(net(lambda n, t: torch.movedim(t.view(*t.shape[:2], 2, 4), 2, -1).flatten(2)), id="movedim"),
+    pytest.param(net(lambda n, t: t.movedim((1, 2), (2, 1)).movedim(-1, 1)), id="movedim of positions"),
     pytest.param(net(lambda n, t: F.rms_norm(t, (8,), n.gain, 1e-6)), id="rms norm"),
     pytest.param(
         net(lambda n, t: F.rms_norm(t.view(*t.shape[:2], 2, 4).transpose(1, 2), (4,)).transpose(1, 2).flatten(2)),

@@ -299,3 +299,16 @@ def test_instance_norm_keeps_its_digits_about_a_large_mean(trial):
     done = trial(Far, mask="wide")
     active = done.effect.active[:, None].expand_as(done.after)
     assert (done.after - done.dense)[active].abs().max() < 1e-2
+
+
+def test_channels_that_stand_in_the_batch_run_dense(trial):
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.norm(x.reshape(-1, 4, *x.shape[2:])).view(x.shape)
+
+    assert trial(Folded, mask="full", batch=2).error() < 1e-4

@@ -54,7 +54,34 @@ def shuffled(t, p, q):
     return F.pixel_shuffle(t.permute(0, 3, 1, 2), p)
 
 
+class Cut(nn.Module):
+    """The input itself cut into patches (B, rows, columns, C * p * q), a linear layer, attention over them, and a map again."""
+
+    def __init__(self, patch=(2, 2), spelled=False):
+        super().__init__()
+        width = 8 * patch[0] * patch[1]
+        self.embed, self.qkv, self.out = nn.Linear(width, 16), nn.Linear(16, 48), nn.Linear(16, width)
+        self.last, self.patch, self.spelled = nn.Conv2d(8, 8, 3, padding=1), patch, spelled
+
+    def forward(self, x):
+        (p, q), (b, c, height, width) = self.patch, x.shape
+        if self.spelled:
+            cut = torch.einsum("nchpwq->nhwcpq", x.reshape(b, c, height // p, p, -1, q)).reshape(b, -1, c * p * q)
+        else:
+            cut = x.view(b, c, height // p, p, width // q, q).permute(0, 2, 4, 1, 3, 5).flatten(-3).flatten(1, 2)
+        tokens = self.embed(cut)
+        found = [part[:, None] for part in self.qkv(tokens).chunk(3, dim=-1)]
+        tokens = self.out(tokens + F.scaled_dot_product_attention(*found)[:, 0])
+        return self.last(channels_first_inside(tokens.view(b, height // p, width // q, -1), p, q))
+
+
+CUT = [
+    pytest.param(Cut, id="input cut"),
+    pytest.param(lambda: Cut((4, 4)), id="input cut, 4x4"),
+    pytest.param(lambda: Cut(spelled=True), id="input cut by einsum"),
+]
 CASES = [
+    *CUT,
     pytest.param(lambda: Patches(channels_last_inside), id="rows, columns, channels"),
     pytest.param(lambda: Patches(channels_first_inside), id="channels, rows, columns"),
     pytest.param(lambda: Patches(map_with_channels_last), id="channels-last map"),
@@ -74,7 +101,7 @@ def test_full_mask_equals_the_dense_model(trial, make, batch, geometry):
     assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
 
 
-@pytest.mark.parametrize("make", [*CASES, OBLONG])
+@pytest.mark.parametrize("make", [*CASES[len(CUT) :], OBLONG])
 def test_samples_with_masks_of_their_own_equal_the_dense_model(trial, make):
     done = trial(make, mask=MASKS, batch=2, dilation=(9, 5, 3))
     assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
@@ -113,6 +140,17 @@ def test_other_equations_run_dense_and_are_named(trial, equation):
 
     done = trial(lambda: Patches(body), batch=2)
     assert (done.error() < 1e-4, any("einsum" in name for name in done.effect.fallbacks)) == (True, True)
+
+
+@pytest.mark.parametrize("make", CUT)
+def test_patches_of_the_input_cost_what_the_edit_covers(trial, make):
+    effect = trial(make, mask="small").effect
+    assert 0 < effect.macs < effect.dense_macs / 2
+
+
+def test_patches_of_the_input_below_the_minimum_run_dense(trial):
+    done = trial(lambda: Cut((4, 4)), min_resolution=9)
+    assert (done.error() < 1e-4, done.effect.fallbacks) == (True, [])
 
 
 def test_patch_by_patch_costs_the_patches_alone(trial):

@@ -142,6 +142,16 @@ LEVELLED = [
     pytest.param(around(lambda n, y, x: nn.AvgPool2d(2, 2)(y)), id="average, module"),
     pytest.param(around(lambda n, y, x: F.max_pool2d(y, 2)), id="maximum of 2x2"),
     pytest.param(around(lambda n, y, x: nn.MaxPool2d(2)(y)), id="maximum, module"),
+    pytest.param(around(lambda n, y, x: F.avg_pool2d(y, 3, 1, 1)), id="average with overlap"),
+    pytest.param(
+        around(lambda n, y, x: F.avg_pool2d(y, 3, 2, 1, count_include_pad=False)), id="average without padding"
+    ),
+    pytest.param(around(lambda n, y, x: F.max_pool2d(y, 3, 2, 1)), id="maximum with overlap"),
+    pytest.param(
+        around(lambda n, y, x: F.max_pool2d(-y.abs(), 3, 1, 1)), id="maximum of negative values at the border"
+    ),
+    pytest.param(around(lambda n, y, x: F.max_pool2d(y, 2, 2, ceil_mode=True)), id="maximum, nothing hangs over"),
+    pytest.param(around(lambda n, y, x: F.max_pool2d(y, 3, 1, 1, dilation=2)), id="maximum, dilated"),
     pytest.param(
         around(lambda n, y, x: F.interpolate(y, scale_factor=2, mode="bilinear"), 2), id="bilinear up-sampling"
     ),
@@ -230,11 +240,10 @@ def test_a_label_map_is_cut_once_for_all_layers_of_a_level(trial, monkeypatch):
 
 # Pooling without a rule: dense, and right.
 POOLED = [
-    pytest.param(lambda y: F.avg_pool2d(y, 3, 1, 1), "avg_pool2d", id="average with overlap"),
     pytest.param(lambda y: F.avg_pool2d(y, 2, 2, divisor_override=3), "avg_pool2d", id="average by another divisor"),
-    pytest.param(lambda y: F.max_pool2d(y, 3, 2, 1), "max_pool2d", id="maximum with overlap"),
-    pytest.param(lambda y: F.max_pool2d(y, 5), "max_pool2d", id="maximum of parts that do not fit"),
-    pytest.param(lambda y: F.max_pool2d(y, 2, dilation=2), "max_pool2d", id="maximum, dilated"),
+    pytest.param(lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True), "avg_pool2d", id="average that hangs over"),
+    pytest.param(lambda y: F.max_pool2d(y, 5, ceil_mode=True), "max_pool2d", id="maximum that hangs over"),
+    pytest.param(lambda y: F.max_pool2d(y, 2, return_indices=True)[0], "max_pool2d", id="maximum, with places"),
     pytest.param(
         lambda y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True), "interpolate", id="corners"
     ),

@@ -55,6 +55,15 @@ def in_heads(n, text, tokens):
     return both[:, tokens.shape[1] :, :], both[:, : tokens.shape[1], :]
 
 
+def put_back(n, text, tokens):
+    """Image tokens of a sequence replaced, as CogView4 does with rotary embeddings."""
+    both = n.mix(torch.cat([text, tokens], 1)).unflatten(-1, (2, 4)).transpose(1, 2)
+    both[:, :, TEXT:] = both[:, :, TEXT:] * 2 + 1
+    both[..., 1:3] = both[..., 1:3].relu()
+    both = both.transpose(1, 2).flatten(2)
+    return both[:, :TEXT], both[:, TEXT:]
+
+
 def split_in_two(n, text, tokens):
     return torch.cat([text, tokens], 1).split([TEXT, tokens.shape[1]], dim=1)
 
@@ -112,6 +121,7 @@ def attention(n, text, tokens):
 CASES = [
     pytest.param(net(text_first), id="text first"),
     pytest.param(net(text_last), id="text last"),
+    pytest.param(net(put_back), id="put back"),
     pytest.param(net(in_heads), id="in heads"),
     pytest.param(net(split_in_two), id="split"),
     pytest.param(net(split_with_sizes), id="split with sizes"),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sige.errors import ModelError
 from sige.macs import MacCounter
 
 
@@ -148,3 +149,35 @@ def test_convolution_that_falls_back_is_counted(trial):
     with MacCounter() as counter:
         done = trial(make, mask="small")
     assert counter.count.total == done.effect.macs + 2 * done.effect.dense_macs
+
+
+# -- views of plain maps, which lie channels-last where the model's own do not --
+
+
+class Flat(nn.Module):
+    """A convolution to a level that runs dense, a norm, and ``body`` of the map viewed as (B, 2, C / 2 * H * W)."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.first, self.norm, self.body = nn.Conv2d(8, 8, 3, padding=1, stride=4), nn.GroupNorm(2, 8), body
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return self.body(x, x.view(len(x), 2, 256))
+
+
+def test_a_plain_map_may_be_viewed_as_the_model_views_its_own(trial):
+    done = trial(lambda: Flat(lambda x, flat: flat.softmax(-1).view(x.shape) + x), min_resolution=9, batch=2)
+    assert done.error() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(lambda x, flat: x + flat.mul_(2).view(x.shape), id="view"),
+        pytest.param(lambda x, flat: F.relu(x, inplace=True) + flat.view(x.shape), id="map"),
+    ],
+)
+def test_a_write_to_such_a_view_is_refused(trial, body):
+    with pytest.raises(ModelError, match="is a copy here"):
+        trial(lambda: Flat(body), min_resolution=9)
