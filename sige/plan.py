@@ -112,12 +112,6 @@ class Plan:
         rows, columns = self.policy.block_at(0)
         named = rows if rows == columns else (rows, columns)
         height, width = self.size
-        if self.policy.geometry == "level" and (height % rows or width % columns):
-            fits = [n for n in (1, 2, 4, 8, 16, 32) if not (height % n or width % n)]
-            raise PolicyError(
-                f"policy block={named} does not fit a {height}x{width} map: choose a divisor of both sides, "
-                f"such as {', '.join(map(str, fits))}"
-            )
         if rows > height or columns > width:
             raise PolicyError(f"policy block={named} does not fit a {height}x{width} map: choose a smaller one")
 

@@ -28,6 +28,7 @@ class Policy:
         ``tile`` the tiles of its input that hold an edited position, without the window's margin (FISEdit's way);
         ``level`` uses one active set a resolution, nested between resolutions (ours).
     block: side of a tile in positions, at stride 1; a tuple gives one for each halving of the resolution, the last repeats. With
+        ``level`` a level whose sides it does not divide has tiles of the largest side that divides all three. With
         ``tile`` each may also be a pair (rows, columns), and ``adaptive`` has the pair searched for, for each mask and level.
     block_choices: the pairs among which ``adaptive`` chooses; None: sides of 2, 4, 8, 16 and 32 positions in every combination.
     block_objective: what ``adaptive`` minimises: ``measured`` time of the level's convolutions, the area ``gathered``, the

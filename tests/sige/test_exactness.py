@@ -56,6 +56,39 @@ def test_nothing_changed_returns_the_recording(unet, small, images, run, name):
     assert (after - before).abs().max() < 1e-5
 
 
+def text_unet(levels):
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(32,) * levels, layers_per_block=1, cross_attention_dim=16, attention_head_dim=4, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", *["DownBlock2D"] * (levels - 1)),
+        up_block_types=(*["UpBlock2D"] * (levels - 1), "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("levels, size", [(2, (90, 60)), (3, (50, 66))], ids=["90x60", "50x66"])
+def test_sides_that_no_tile_divides(small, relative, levels, size, name):
+    """Latents of a 720x480 picture, and of another whose levels are odd, so that some do not double on the way up."""
+    generator = torch.Generator().manual_seed(4)
+    original, other = (torch.randn(1, 4, *size, generator=generator) for _ in range(2))
+    text, mask = torch.randn(1, 7, 16, generator=generator), torch.zeros(size, dtype=torch.bool)
+    mask[9:15, 20:31] = True
+    unet = text_unet(levels)
+    session = sige.Session(unet, small(name))
+    with session.record():
+        before = unet(original, 500, text).sample
+    with session.edit(mask) as effect:
+        after = unet(torch.where(mask, other, original), 500, text).sample
+    outside = ~effect.active[:, None].expand_as(before)
+    with session.edit(torch.ones(size, dtype=torch.bool)):
+        full = unet(other, 500, text).sample
+    with torch.no_grad():
+        error = relative(full, unet(other, 500, text).sample)
+    assert (torch.equal(after[outside], before[outside]), small(name).norm == "cached" or error < 1e-4) == (True, True)
+
+
 @pytest.mark.parametrize("norm", ["incremental", "dense"])
 @pytest.mark.parametrize("block", [1, 4, 32])
 @pytest.mark.parametrize("geometry", ["level", "window"])

@@ -85,15 +85,18 @@ def test_a_level_above_the_dense_share_is_full(share, full):
     assert Plan(mask, dataclasses.replace(LEVEL, dense_above=share)).level_set(64, 64).full is full
 
 
-def test_block_of_ours_must_divide_the_mask():
-    message = "block=4 does not fit a 33x47 map: choose a divisor of both sides, such as 1"
-    with pytest.raises(PolicyError, match=message):
-        Plan(blot(33, 47), dataclasses.replace(LEVEL, block=4))
+@pytest.mark.parametrize(
+    "size, block, tile", [((33, 47), 4, 1), ((90, 60), 8, 2), ((64, 48), 24, 8), ((64, 48), 16, 16)]
+)
+def test_tiles_of_ours_are_the_largest_that_divide_a_level(size, block, tile):
+    plan = Plan(blot(*size), dataclasses.replace(LEVEL, block=block))
+    assert (plan.level_set(*size).tile, plan.tile_side(*size)) == ((tile, tile), tile)
 
 
-def test_block_of_sige_must_be_on_the_map():
+@pytest.mark.parametrize("policy", [LEVEL, WINDOW], ids=["level", "window"])
+def test_block_must_be_on_the_map(policy):
     with pytest.raises(PolicyError, match="block=64 does not fit a 33x47 map: choose a smaller one"):
-        Plan(blot(33, 47), dataclasses.replace(WINDOW, block=64))
+        Plan(blot(33, 47), dataclasses.replace(policy, block=64))
 
 
 # -- tiles of tokens --
