@@ -8,10 +8,11 @@ from sige.errors import PolicyError
 from sige.kernels import ops
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
+from sige.rules.features import squeeze, unsqueeze
 from sige.rules.projections import part_of
 from sige.rules.registry import rule
 
-_HEADS = ("b", "f", "p", "f")
+_HEADS, _TOKENS = ("b", "f", "p", "f"), ("b", "p", "f")
 
 
 @rule(F.scaled_dot_product_attention)
@@ -20,6 +21,14 @@ def attention(
 ):
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     tensors = (query, key, value)
+    if (
+        isinstance(query, ActiveTensor)
+        and query.axes == _TOKENS
+        and all(x.dim() == 3 for x in tensors)
+        and attn_mask is None
+    ):
+        found = attention(forward, func, *(unsqueeze(forward, torch.unsqueeze, x, 1) for x in tensors), None, **options)
+        return squeeze(forward, torch.squeeze, found, 1)
     layouts = all(not isinstance(x, ActiveTensor) or x.axes == _HEADS for x in tensors)
     if (
         not layouts

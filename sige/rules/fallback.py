@@ -97,8 +97,11 @@ def _written(forward, func, x, plain, result):
     return None if result is None else x
 
 
-def otherwise(forward, func, args, kwargs):
-    """Run ``func`` as it is when no argument is active; else dense, cutting an output of the same shape back to rows."""
+def otherwise(forward, func, args, kwargs, instead=None):
+    """Run ``func`` as it is when no argument is active; else dense, cutting an output of the same shape back to rows.
+
+    instead: what runs on dense arguments in place of ``func``, under its name.
+    """
     if not _any_active(args) and not _any_active(kwargs.values()):
         if forward.apart:
             _check_apart(forward, func, args, kwargs)
@@ -116,7 +119,7 @@ def otherwise(forward, func, args, kwargs):
         args, kwargs = tree_unflatten(plain, tree)
         return _written(forward, func, like, plain[0], _counted(forward, func, args, kwargs))
     args, kwargs = tree_unflatten(plain, tree)
-    result = _counted(forward, func, args, kwargs)
+    result = _counted(forward, instead or func, args, kwargs)
     if isinstance(result, torch.Tensor) and result.shape == like.shape and like.settled:
         return forward.activate(result, like.axes, like.active)
     return result

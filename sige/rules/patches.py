@@ -1,15 +1,20 @@
-"""Patches: the model's input map becomes one of tokens that each hold a patch, and such tokens become a finer map, whose active rows
-are the children of the active tokens."""
+"""Patches: a map becomes one of tokens that each hold a patch of it, and such tokens become a finer map, whose active rows are the
+children of the active tokens."""
 
+import dataclasses
 import math
 
 import torch
 import torch.nn.functional as F
 
 from sige.active_set import ActiveSet
-from sige.active_tensor import ActiveTensor
+from sige.active_tensor import ActiveTensor, full_view, rows_of_map
+from sige.kernels import ops
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.rules.resampling import source_of
+
+_IMAGE = ("b", "f", "h", "w")
 
 
 def children(active, tall, wide):
@@ -49,7 +54,7 @@ def _children(active, tall, wide):
 
 
 def unfold_patches(x, target):
-    """View ``x`` as shape ``target`` (list of int) in which ``h`` and ``w`` each take in the feature behind them. None otherwise."""
+    """View ``x`` as shape ``target`` (list of int) in which ``h``, ``w`` or both take in the feature behind them. None otherwise."""
     axes, sizes = x.axes, list(x.shape)
     if "h" not in axes or not x.settled:
         return None
@@ -71,11 +76,12 @@ def unfold_patches(x, target):
             return None
         new_axes.append(axis)
         j += 1
-    if i < len(axes) or j < len(target) or set(patch) != {"h", "w"}:
+    if i < len(axes) or j < len(target) or not patch:
         return None
-    (down, tall), (right, wide) = patch["h"], patch["w"]
-    rest = [k for k in range(x.rows.dim() - 1) if k not in (down, right)]
-    rows = x.rows.permute(0, 1 + down, 1 + right, *(1 + k for k in rest))
+    (down, tall), (right, wide) = (patch.get(axis, (None, 1)) for axis in "hw")
+    inside = [k for k in (down, right) if k is not None]
+    rest = [k for k in range(x.rows.dim() - 1) if k not in inside]
+    rows = x.rows.permute(0, *(1 + k for k in (*inside, *rest)))
     active = x.active
     if active.full:  # a full set's rows lie in the order of its map
         grid = rows.reshape(active.batch, active.height, active.width, tall, wide, -1)
@@ -83,25 +89,68 @@ def unfold_patches(x, target):
     return ActiveTensor(rows.reshape(-1, *features), children(active, tall, wide), tuple(new_axes))
 
 
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """Geometry of a map cut into patches of (tall, wide): ``out_size`` (rows, columns) of them."""
+
+    out_size: tuple[int, int]
+    tall: int
+    wide: int
+
+    def reads(self, chosen):
+        """(n, tall * wide) int64: the map's rows in each patch of ``chosen``."""
+        places = chosen.content.positions
+        line, column = places // chosen.width, places % chosen.width  # lines of all samples, one above the other
+        down, right = (torch.arange(side, device=places.device) for side in (self.tall, self.wide))
+        index = (line[:, None, None] * self.tall + down[:, None]) * (chosen.width * self.wide)
+        return (index + column[:, None, None] * self.wide + right).flatten(1).to(chosen.device)
+
+
 def cut_into_patches(forward, x, shape):
-    """An input map (B, C, H, W) viewed as (B, C, rows, tall, columns, wide): its active patches. None for any other view, or where
-    that level runs dense."""
-    target = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
-    if x.dim() != 4 or len(target) != 6 or not all(isinstance(side, int) for side in target):
+    """A map (B, C, H, W) viewed as (B, C, rows, tall, columns, wide): its active patches. ``x`` is active, or an input of the model.
+    None for any other view, or where that level runs dense."""
+    target = list(shape)
+    if len(target) != 6 or x.dim() != 4 or not all(isinstance(side, int) for side in target):
         return None
-    batch, _, rows, tall, columns, wide = x.view(target).shape if -1 in target else target
-    level = (rows, columns)
-    cut = target[1] in (-1, x.shape[1]) and (rows * tall, columns * wide) == tuple(x.shape[2:]) and batch == x.shape[0]
-    if not cut or forward.is_of_other_samples(x) or forward.is_dense_here() or not forward.is_sparse_level(*level):
+    if -1 in target:
+        target[target.index(-1)] = x.shape.numel() // max(1, -math.prod(target))
+    batch, channels, rows, tall, columns, wide = target
+    if [batch, channels, rows * tall, columns * wide] != list(x.shape) or forward.is_of_other_samples(x):
         return None
-    active = forward.plan.level_set(*level)
-    grid = x.view(batch, -1, rows, tall, columns, wide).permute(0, 2, 4, 1, 3, 5)
-    if active.full:
-        values = grid.reshape(-1, *grid.shape[3:])
+    active = isinstance(x, ActiveTensor)
+    if (
+        active
+        and (x.axes != _IMAGE or not x.settled)
+        or forward.is_dense_here()
+        or not forward.is_sparse_level(rows, columns)
+    ):
+        return None
+    level, geometry = forward.plan.level_set(rows, columns), Patches((rows, columns), tall, wide)
+    if active:
+        source = source_of(forward, x, "patches")
+        image = full_view(source, x.active, _IMAGE) if level.full else None
     else:
-        places = active.positions
-        values = grid[places // (rows * columns), places // columns % rows, places % columns]
-    return ActiveTensor(values, active, ("b", "f", "h", "f", "w", "f"))
+        source, image = None, x
+    index = forward.plan.reads_of(level, geometry)
+    if level.full:
+        values = image.reshape(target).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, tall, wide)
+    else:
+        found = rows_of_map(x, index.flatten()) if source is None else ops.gather_rows(source, index.flatten())
+        values = found.view(-1, tall, wide, channels).permute(0, 3, 1, 2)
+    return ActiveTensor(values.to(x.dtype), level, ("b", "f", "h", "f", "w", "f"))
+
+
+@rule(F.pixel_unshuffle)
+def pixel_unshuffle(forward, func, x, factor):
+    """(B, C, H*r, W*r) -> (B, C*r*r, H, W)."""
+    known = isinstance(x, ActiveTensor) or forward.is_input_map(x)
+    cut = None
+    if known and x.dim() == 4 and not (x.shape[2] % factor or x.shape[3] % factor):
+        height, width = x.shape[2] // factor, x.shape[3] // factor
+        cut = cut_into_patches(forward, x, (*x.shape[:2], height, factor, width, factor))
+    if cut is None:
+        return otherwise(forward, func, (x, factor), {})
+    return ActiveTensor(cut.rows.reshape(len(cut.rows), -1), cut.active, _IMAGE)
 
 
 @rule(F.pixel_shuffle)

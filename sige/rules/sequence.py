@@ -4,6 +4,8 @@ A text part is plain outside the sequence: all its rows are always computed. Wit
 tensor instead, whose set is full in the steps that compute the text anew and empty in those that use the remembered one.
 """
 
+import functools
+
 import torch
 
 from sige.active_set import ActiveSet
@@ -42,8 +44,10 @@ def join(forward, tensors, dim):
             parts.append((part,)), rows.append(of_text)
         else:
             return None
-    if any(x.shape[1:] != rows[0].shape[1:] or x.dtype != rows[0].dtype for x in rows):
+    if any(x.shape[1:] != rows[0].shape[1:] for x in rows):
         return None
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in rows])
+    rows = [x.to(dtype) for x in rows]
     flat = tuple(part for known in parts for part in known)
     joint = joint_set(flat)
     if len(flat) > len(parts):  # a sequence of sequences: its parts' rows one by one

@@ -48,11 +48,13 @@ def _regroup(x, target):
 
 @rule(T.view, T.reshape, torch.reshape)
 def view(forward, func, x, *shape, **kwargs):
+    given, shape = shape, tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     if not isinstance(x, ActiveTensor):
-        patched = patches.cut_into_patches(forward, x, shape) if forward.is_input_map(x) else None
-        return _plain_view(forward, func, x, shape, kwargs) if patched is None else patched
-    shape = shape or (kwargs.get("shape", kwargs.get("size")),)
-    target = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        cut = len(shape) == 6 and forward.is_input_map(x)
+        patched = patches.cut_into_patches(forward, x, shape) if cut else None
+        return _plain_view(forward, func, x, given, kwargs) if patched is None else patched
+    shape = shape or tuple(kwargs.get("shape", kwargs.get("size")))
+    target = list(shape)
     whole = all(isinstance(side, int) for side in target)
     if whole and -1 in target:
         target[target.index(-1)] = x.shape.numel() // max(1, -math.prod(target))
@@ -60,12 +62,22 @@ def view(forward, func, x, *shape, **kwargs):
     if found is None:
         other = fold(forward, x, target) if whole and x.settled else None
         other = patches.unfold_patches(x, target) if whole and other is None else other
-        return otherwise(forward, func, (x, *shape), {}) if other is None else other
+        other = patches.cut_into_patches(forward, x, target) if whole and other is None else other
+        return _dense_view(forward, func, x, given or (shape,)) if other is None else other
     axes, features = found
     if "p" in axes and "p" not in x.axes and forward.policy.token_block is not None:
         tokens = forward.plan.token_set(x.active.height, x.active.width)
         x = ActiveTensor(forward.resite(x, tokens), tokens, x.axes, x.source)
     return ActiveTensor(x.rows.reshape(len(x.rows), *features), x.active, axes)
+
+
+def _dense_view(forward, func, x, shape):
+    """A view of the whole map, which lies channels-last: it may be a copy, to which the model may not write."""
+    instead = T.reshape if func is T.view and not isinstance(shape[0], torch.dtype) else None
+    out = otherwise(forward, func, (x, *shape), {}, instead)
+    if isinstance(out, T) and not isinstance(out, ActiveTensor):
+        forward.apart.append(out)
+    return out
 
 
 def _plain_view(forward, func, x, shape, kwargs):
@@ -76,7 +88,7 @@ def _plain_view(forward, func, x, shape, kwargs):
     except RuntimeError:
         if func is not T.view or kwargs or isinstance(shape[0], torch.dtype):
             raise
-    copy = torch.reshape(x, *shape) if isinstance(shape[0], (tuple, list)) else torch.reshape(x, shape)
+    copy = torch.reshape(x, shape[0] if isinstance(shape[0], (tuple, list)) else shape)
     forward.apart += [x, copy]
     return copy
 

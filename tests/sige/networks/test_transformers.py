@@ -1,4 +1,4 @@
-"""diffusers' own image transformers in a session, unmodified: small configurations of the three classes."""
+"""diffusers' own image transformers in a session, unmodified: small configurations of their classes."""
 
 import contextlib
 import dataclasses
@@ -74,6 +74,87 @@ def flux_step(model, x):
     ).sample  # fmt: skip
 
 
+def auraflow(layers=2):
+    from diffusers import AuraFlowTransformer2DModel
+
+    return AuraFlowTransformer2DModel(
+        sample_size=2 * SIDE, num_mmdit_layers=layers // 2, num_single_dit_layers=layers // 2, attention_head_dim=16,
+        num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=64, pos_embed_max_size=SIDE * SIDE,
+    )  # fmt: skip
+
+
+def auraflow_step(model, x):
+    text, _ = _text(len(x))
+    return model(x, encoder_hidden_states=text, timestep=torch.full((len(x),), 0.5)).sample
+
+
+def cogview4(layers=2):
+    from diffusers import CogView4Transformer2DModel
+
+    return CogView4Transformer2DModel(
+        in_channels=4, out_channels=4, num_layers=layers, attention_head_dim=16, num_attention_heads=4, text_embed_dim=32,
+        time_embed_dim=16, condition_dim=8, pos_embed_max_size=SIDE, sample_size=2 * SIDE, rope_axes_dim=(16, 16),
+    )  # fmt: skip
+
+
+def cogview4_step(model, x):
+    text, _ = _text(len(x))
+    size = torch.full((len(x), 2), 2 * SIDE)
+    times = torch.full((len(x),), 500)
+    return model(
+        x, encoder_hidden_states=text, timestep=times, original_size=size, target_size=size, crop_coords=0 * size
+    ).sample
+
+
+def prx(layers=2):
+    from diffusers import PRXTransformer2DModel
+
+    return PRXTransformer2DModel(
+        in_channels=4, context_in_dim=32, hidden_size=64, num_heads=4, depth=layers, axes_dim=[8, 8]
+    )
+
+
+def prx_step(model, x):
+    text, _ = _text(len(x))
+    return model(x, timestep=torch.full((len(x),), 0.5), encoder_hidden_states=text).sample
+
+
+def qwen_image(layers=2):
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=layers, attention_head_dim=16, num_attention_heads=4,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+def qwen_image_step(model, x):
+    text, _ = _text(len(x))
+    kept = torch.ones(text.shape[:2], dtype=torch.long)
+    return model(
+        x, encoder_hidden_states=text, encoder_hidden_states_mask=kept, timestep=torch.full((len(x),), 0.5),
+        img_shapes=[(1, SIDE, SIDE)] * len(x),
+    ).sample  # fmt: skip
+
+
+def flux2(layers=1, single=2):
+    from diffusers import Flux2Transformer2DModel
+
+    return Flux2Transformer2DModel(
+        in_channels=16, num_layers=layers, num_single_layers=single, attention_head_dim=16, num_attention_heads=4,
+        joint_attention_dim=32, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+
+
+def flux2_step(model, x):
+    text, _ = _text(len(x))
+    sides = [torch.arange(side) for side in (1, SIDE, SIDE, 1)]
+    return model(
+        x, encoder_hidden_states=text, timestep=torch.full((len(x),), 0.5), img_ids=torch.cartesian_prod(*sides).float(),
+        txt_ids=torch.zeros(TEXT, 4), guidance=torch.full((len(x),), 3.5),
+    ).sample  # fmt: skip
+
+
 @dataclasses.dataclass
 class Network:
     """make: builds the module.   step: one forward on an input.   grid: given to the session.   shape: of the input's samples."""
@@ -97,6 +178,11 @@ NETWORKS = {
     "sd3": Network(sd3, sd3_step, None, (4, 2 * SIDE, 2 * SIDE)),
     "sd3.5": Network(sd35, sd3_step, None, (4, 2 * SIDE, 2 * SIDE)),
     "flux": Network(flux, flux_step, (SIDE, SIDE), (SIDE * SIDE, 16)),
+    "flux2": Network(flux2, flux2_step, (SIDE, SIDE), (SIDE * SIDE, 16)),
+    "qwen_image": Network(qwen_image, qwen_image_step, (SIDE, SIDE), (SIDE * SIDE, 16)),
+    "auraflow": Network(auraflow, auraflow_step, None, (4, 2 * SIDE, 2 * SIDE)),
+    "cogview4": Network(cogview4, cogview4_step, None, (4, 2 * SIDE, 2 * SIDE)),
+    "prx": Network(prx, prx_step, None, (4, 2 * SIDE, 2 * SIDE)),
 }
 _modules = {}
 

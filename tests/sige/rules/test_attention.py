@@ -37,7 +37,18 @@ class Attention(nn.Module):
         return x + found.transpose(1, 2).view(x.shape)
 
 
+class OneHead(Attention):
+    """The same without an axis of heads."""
+
+    def forward(self, x):
+        x = self.first(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        found = F.scaled_dot_product_attention(self.q(tokens), self.k(tokens), self.v(tokens))
+        return x + self.out(found).transpose(1, 2).view(x.shape)
+
+
 CASES = [
+    pytest.param(OneHead, id="no heads"),
     pytest.param(Attention, id="self"),
     pytest.param(lambda: Attention(scale=0.1), id="self, own scale"),
     pytest.param(lambda: Attention(text=True), id="text"),
@@ -101,7 +112,7 @@ def test_sample_without_an_edit_is_its_recording(trial):
 
 
 def test_only_self_attention_remembers_keys_and_values(trial):
-    kinds = [trial(make, mask="small").session.state_bytes().get("kv", 0) for make in (Attention, CASES[2].values[0])]
+    kinds = [trial(make, mask="small").session.state_bytes().get("kv", 0) for make in (Attention, CASES[3].values[0])]
     assert kinds == [2 * 256 * 8 * 4, 0]
 
 

@@ -75,7 +75,33 @@ class Cut(nn.Module):
         return self.last(channels_first_inside(tokens.view(b, height // p, width // q, -1), p, q))
 
 
+class Unshuffled(nn.Module):
+    """A convolution, ``body`` that puts 2x2 positions into channels, and a convolution of those."""
+
+    def __init__(self, body, first=True):
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1) if first else nn.Identity()
+        self.last, self.body = nn.Conv2d(32, 8, 3, padding=1), body
+
+    def forward(self, x):
+        return self.last(self.body(self.first(x)))
+
+
+def by_hand(x):
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+
+
+def sides_one_by_one(t, p, q):
+    """A patch's columns are put in place first, then its rows, as CogView4 does."""
+    b, h, w, _ = t.shape
+    return t.reshape(b, h, w, -1, p, q).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
 CUT = [
+    pytest.param(lambda: Unshuffled(lambda x: F.pixel_unshuffle(x, 2)), id="pixel unshuffle"),
+    pytest.param(lambda: Unshuffled(by_hand), id="pixel unshuffle by hand"),
+    pytest.param(lambda: Unshuffled(lambda x: F.pixel_unshuffle(x, 2), False), id="input unshuffled"),
     pytest.param(Cut, id="input cut"),
     pytest.param(lambda: Cut((4, 4)), id="input cut, 4x4"),
     pytest.param(lambda: Cut(spelled=True), id="input cut by einsum"),
@@ -85,6 +111,7 @@ CASES = [
     pytest.param(lambda: Patches(channels_last_inside), id="rows, columns, channels"),
     pytest.param(lambda: Patches(channels_first_inside), id="channels, rows, columns"),
     pytest.param(lambda: Patches(map_with_channels_last), id="channels-last map"),
+    pytest.param(lambda: Patches(sides_one_by_one), id="columns, then rows"),
     pytest.param(lambda: Patches(channels_in_two_groups), id="groups of channels"),
     pytest.param(lambda: Patches(channels_last_inside, (4, 4)), id="patches of 4x4"),
     pytest.param(lambda: Patches(channels_last_inside, (1, 1)), id="patches of one"),

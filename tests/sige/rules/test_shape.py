@@ -166,6 +166,27 @@ class Flat(nn.Module):
         return self.body(x, x.view(len(x), 2, 256))
 
 
+@pytest.mark.parametrize(
+    "shape", [lambda f, x, *s: f(x, s), lambda f, x, *s: f(x, list(s)), lambda f, x, *s: f(x, torch.Size(s))],
+    ids=["tuple", "list", "size"],
+)  # fmt: skip
+@pytest.mark.parametrize("level", [9, 4], ids=["plain", "active"])
+@pytest.mark.parametrize(
+    "func", [torch.reshape, torch.Tensor.reshape, torch.Tensor.view], ids=["function", "method", "view"]
+)
+def test_shapes_in_one_argument(trial, func, level, shape):
+    done = trial(lambda: Flat(lambda x, flat: shape(func, x * 2, 1, 2, 4, 8, 8).flatten(1, 2)), min_resolution=level)
+    assert done.error() < 1e-4
+
+
+@pytest.mark.parametrize("level", [9, 4], ids=["plain", "active"])
+def test_shapes_that_mix_positions_in_one_argument(trial, level):
+    done = trial(
+        lambda: Flat(lambda x, flat: torch.reshape(torch.reshape(x, (1, 64, 8)).sin(), x.shape)), min_resolution=level
+    )
+    assert done.error() < 1e-4
+
+
 def test_a_plain_map_may_be_viewed_as_the_model_views_its_own(trial):
     done = trial(lambda: Flat(lambda x, flat: flat.softmax(-1).view(x.shape) + x), min_resolution=9, batch=2)
     assert done.error() < 1e-4
