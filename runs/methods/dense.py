@@ -5,12 +5,13 @@ import contextlib
 import torch
 
 from sige.runs.errors import UserError
-from sige.runs.methods import Runner, Step, need_graphs
+from sige.runs.methods import Runner, Step, attention, need_graphs
 from sige.runs.models.zoo import DTYPES, LAYOUTS
 
 
 def check(options: dict, model: dict | None = None) -> None:
-    """Layout and dtype must be known; ``model`` does not matter."""
+    """Layout and dtype must be known; the model's attention must be one that can be exchanged where ``attention`` is given."""
+    attention.check(options, model)
     for key, known in (("layout", LAYOUTS), ("dtype", DTYPES)):
         if options.get(key) is not None and options[key] not in known:
             raise UserError(f"unknown {key} {options[key]!r} of a method; choose {' or '.join(known)}.")
@@ -43,6 +44,7 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Dense:
     if graphs:
         runner.in_graph, runner.settled_after = True, 3  # compiled and run once, captured, replayed
     runner.module = zoo.module(runner.layout, dtype)
+    attention.exchange(runner.module, options)
     if options.get("compile"):
         runner.module = torch.compile(runner.module, mode=options.get("mode"))
     return runner

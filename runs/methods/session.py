@@ -8,7 +8,7 @@ import torch
 
 from sige.kernels import backends
 from sige.runs.errors import UserError
-from sige.runs.methods import Runner, Step, dense, need_graphs
+from sige.runs.methods import Runner, Step, attention, dense, need_graphs
 
 
 def merged_dials(options: dict, model: dict) -> dict:
@@ -45,7 +45,7 @@ def check(options: dict, model: dict | None = None) -> None:
     from sige import SigeError
     from sige.state.budget import check_budget
 
-    dense.check(options)
+    dense.check(options, model)
     try:
         resolved_policy(options, model or {})
         check_budget(options.get("memory_budget"))
@@ -116,6 +116,7 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
         name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
     )
     runner.module = zoo.module(runner.layout, runner.dtype)
+    attention.exchange(runner.module, options)
     runner.settled_after = 4 if graphs else 0  # as it is, traced, replayed, captured
     grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
     runner.budget, runner.backend = options.get("memory_budget"), options.get("backend")

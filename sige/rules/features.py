@@ -204,6 +204,43 @@ def view_as_real(forward, func, x):
     return _with(x, func(x.rows), (*x.axes, "f"))
 
 
+def _sizes(sizes):
+    return tuple(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+
+
+@rule(T.expand)
+def expand(forward, func, x, *sizes):
+    """Feature axes of size one made larger, as where queries share keys."""
+    wanted = _sizes(sizes)
+    known = isinstance(x, ActiveTensor) and len(wanted) == x.dim() and x.settled
+    if not known or any(a != "f" and size not in (-1, own) for a, size, own in zip(x.axes, wanted, x.shape)):
+        return otherwise(forward, func, (x, *sizes), {})
+    return _with(x, x.rows.expand(-1, *(size for size, axis in zip(wanted, x.axes) if axis == "f")), x.axes)
+
+
+@rule(T.repeat)
+def repeat(forward, func, x, *sizes):
+    """Feature axes several times over."""
+    wanted = _sizes(sizes)
+    known = isinstance(x, ActiveTensor) and len(wanted) == x.dim() and x.settled
+    if not known or any(axis != "f" and size != 1 for axis, size in zip(x.axes, wanted)):
+        return otherwise(forward, func, (x, *sizes), {})
+    return _with(x, x.rows.repeat(1, *(size for size, axis in zip(wanted, x.axes) if axis == "f")), x.axes)
+
+
+@rule(T.new_zeros, T.new_ones, T.new_full, T.new_empty, T.new_tensor)
+def new(forward, func, x, *args, **kwargs):
+    """A tensor of the same type somewhere else: it says nothing of the map."""
+    return func(x.rows if isinstance(x, ActiveTensor) else x, *args, **kwargs)
+
+
+@rule(torch.zeros_like, torch.ones_like, torch.full_like)
+def filled(forward, func, x, *args, **kwargs):
+    if not isinstance(x, ActiveTensor) or any(x.pad) or kwargs.keys() - {"dtype"}:
+        return otherwise(forward, func, (x, *args), kwargs)
+    return x.with_rows(func(x.rows, *args, **kwargs))
+
+
 @rule(torch.repeat_interleave, T.repeat_interleave)
 def repeat_interleave(forward, func, x, repeats, dim=None, **kwargs):
     """Channels, or heads, each several times."""
