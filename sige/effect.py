@@ -13,7 +13,8 @@ class Effect:
     steps, as executed and as the whole model would have needed; normalisation and pointwise operators are not counted.
     sparse_macs_by_kind: ``macs`` by kind (conv, linear, attention).
     active: bool (B, H, W) at the output's resolution, what was recomputed in the last step; None before the first.
-    fallbacks: operators that ran dense for want of a rule, with the module that called them.
+    fallbacks: operators that ran dense for want of a rule, with the module that called them; one line that says so where the whole
+    model did.
     """
 
     steps: int = 0

@@ -27,6 +27,7 @@ from sige.state.remembered import Remembered
 from sige.state.tiers import Tiers
 
 _Asked = namedtuple("_Asked", "mask inside answers")  # of an edit: its mask, an `Inside` of it and `Answers`
+_NOTHING = "everything: no operator with a rule takes the model's input at a level that the policy keeps sparse"
 _PLANS_KEPT = 2  # a plan holds the row numbers of every convolution: tens of MiB for a large edit
 
 
@@ -287,7 +288,10 @@ class Session(Remembered):
             forward.refresh_text = refresh_text
             given = self._activated(forward, tokens, args, kwargs)
             leaves, output, tree = self._run(forward, call, *given, memory.output)
-            return output, Report(forward.macs, active_map(leaves, mask), forward.fallbacks, tree)
+            fallbacks = forward.fallbacks or (
+                [] if memory.requests or not self._could_be_sparse(forward) else [_NOTHING]
+            )
+            return output, Report(forward.macs, active_map(leaves, mask), fallbacks, tree)
 
         told = guards.declared(inputs, changed)
         try:
@@ -311,6 +315,10 @@ class Session(Remembered):
         effect.add(memory.dense_macs, memory.dense_macs, active_map(tree_flatten(output)[0], mask), [])
         self._edited.append((memory, None, None, (call, *copied((args, kwargs)))))
         return output
+
+    def _could_be_sparse(self, forward):
+        """Whether the policy keeps the maps that the model was called with as active rows."""
+        return not forward.is_dense_here() and any(forward.is_sparse_level(*x.shape[2:]) for x in forward.input_maps)
 
     def _tell_apart(self, forward, inputs, changed=()):
         """Tell a forward which of its inputs are maps and which condition it."""

@@ -191,3 +191,24 @@ def test_products_without_a_rule_are_counted(operator, macs):
     with session.edit(mask) as effect:
         model(x)
     assert effect.macs > macs and effect.dense_macs == macs + 8 * 27 * 64 * 64
+
+
+class Rows(nn.Module):
+    """A linear layer along the map's rows: it mixes positions, and nothing before it has a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_model_that_runs_dense_as_a_whole_says_so(trial):
+    done = trial(Rows, mask="small")
+    assert (done.effect.macs, done.effect.fallbacks[0][:11]) == (done.effect.dense_macs, "everything:")
+
+
+@pytest.mark.parametrize("dense", [{"min_resolution": 33}, {"dense_modules": ("*",)}], ids=["level", "module"])
+def test_a_policy_that_wants_it_dense_falls_back_on_nothing(trial, dense):
+    assert trial(Rows, mask="small", **dense).effect.fallbacks == []
