@@ -5,6 +5,8 @@ the batch. Over all positions each of them is dense, and only the second product
 own. Until then they stand for what the model would have. Whoever asks for anything else gets that: they are carried out as written.
 """
 
+import weakref
+
 import torch
 from torch.utils._pytree import tree_map
 
@@ -37,16 +39,31 @@ class Delayed(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise RuntimeError(
-            f"{func} met a tensor that was put off, outside the session's forward pass: hooks that keep one for later must copy what "
-            "they need"
-        )
+        """Outside the forward it is the result that it stands for."""
+        return func(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
 
 
 def delay(forward, what, shape, dtype, device, call):
     """A `Delayed` tensor; from now on the forward looks for them among arguments."""
-    forward.delays = True
-    return Delayed(shape, dtype, device, what, call)
+    made = Delayed(shape, dtype, device, what, call)
+    forward.delayed.append(weakref.ref(made))
+    return made
+
+
+def settle(forward):
+    """Carry out what somebody still holds at the end of the forward, such as a hook that collects attention maps."""
+    for found in forward.delayed:
+        held = found()
+        if held is not None:
+            held.value(forward)
+
+
+def _settled(leaf):
+    if not isinstance(leaf, Delayed):
+        return leaf
+    if leaf._call is not None:
+        raise RuntimeError("a result that was put off is used before the forward that it comes from has ended")
+    return leaf._value
 
 
 def carried_out(forward, tree):

@@ -38,7 +38,7 @@ class Forward:
         self.fallbacks = []
         self.conditioning = None
         self.projections = {}  # storage of a linear layer's output rows -> (input, weight, bias), for kv="reprojected"
-        self.delays = False  # whether a result was put off, see ``sige.delayed``
+        self.delayed = []  # weak references to results that were put off, see ``sige.delayed``
         self.apart = []  # plain tensors that are views of one another in the model, and copies here
         self.resized = {}  # label maps brought to a level's resolution
         self.input_maps = ()  # the call's inputs that are maps
@@ -256,7 +256,7 @@ class Following(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         rule, out = self._rules.get(func), None
-        if self._forward.delays:
+        if self._forward.delayed:
             out, args, kwargs = self._delayed(self._forward, func, args, kwargs or {})
         if out is not None:
             pass

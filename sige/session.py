@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sige import guards
 from sige.answers import Answers
 from sige.conditioning import Conditioning, Shared
-from sige.delayed import carried_out
+from sige.delayed import carried_out, settle
 from sige.effect import Effect
 from sige.errors import ChangedInputError, ModelError, RecordingError
 from sige.forward import Following, Forward
@@ -351,6 +351,8 @@ class Session(Remembered):
             with Following(forward, RULES, otherwise, follow):
                 output = call(*args, **kwargs)
             leaves, tree = tree_flatten(carried_out(forward, output))
+            del output
+            settle(forward)
             given = [plain(forward, leaf, recorded[i] if recorded else None) for i, leaf in enumerate(leaves)]
         forward.finish()
         return leaves, given, tree

@@ -103,7 +103,7 @@ def product(forward, first, second, run):
 
     run: called with (forward, first, second), it multiplies them whatever they are.
     """
-    if forward.is_dense_here() or not first.is_floating_point() or torch.is_autocast_enabled(first.device.type):
+    if forward.is_dense_here() or not first.is_floating_point():
         return None
     of_first, of_second = _what(first, Scores), _what(second, Scores)
     if of_first is None and of_second is None:
@@ -140,6 +140,9 @@ def einsum_product(forward, equation, first, second, run):
     rows, columns = ([x for x in of if x not in both] for of in (of_first, of_second))
     if [len(summed), len(rows), len(columns)] != [1, 1, 1] or sorted(of_out) != sorted(batch + rows + columns):
         return None
+    folds = any(_what(x, Heads) or getattr(_what(x, Scores), "layout", None) == "folded" for x in (first, second))
+    if folds and of_out not in ("".join(batch + rows + columns), "".join(batch + columns + rows)):
+        return None
     first = _in_order(forward, first, of_first, batch + rows + summed)
     second = _in_order(forward, second, of_second, batch + summed + columns)
     out = None if first is None or second is None else product(forward, first, second, run)
@@ -169,14 +172,23 @@ def _scores(forward, first, second, run):
     if query is None or query.axes != ("b", "f", "p", "f"):
         return None
     key = _partner(forward, second, layout, query)
-    if key is None or (key.axes != ("b", "f", "f", "p") if isinstance(key, ActiveTensor) else key.dtype != query.dtype):
+    if key is None or isinstance(key, ActiveTensor) and key.axes != ("b", "f", "f", "p") or _cast(key) != _cast(query):
         return None
     key = transpose(forward, T.transpose, key, 2, 3) if isinstance(key, ActiveTensor) else key.transpose(2, 3)
     if key.shape[3] != query.shape[3]:
         return None
     what = Scores(query, key, layout=layout)
     shape = (*first.shape[:-1], key.shape[2])
-    return delay(forward, what, shape, first.dtype, first.device, (_paying(run, what), (first, second), {}))
+    return delay(forward, what, shape, _cast(first), first.device, (_paying(run, what), (first, second), {}))
+
+
+def _cast(x):
+    """The type in which a product takes ``x``: autocast's where that is on."""
+    return torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
+
+
+def _autocast(x):
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _paying(run, scores):
@@ -235,8 +247,8 @@ def _attended(forward, scores, value, turned=False):
         return None
     if not plain and not finds_keys(forward, key, value):
         return None
-    dtype = value.dtype
-    if dtype != query.dtype:
+    dtype = _cast(value)
+    if value.dtype != query.dtype:
         value = value.to(query.dtype) if plain else value.with_rows(value.rows.to(query.dtype))
     out = attention(forward, F.scaled_dot_product_attention, query, key, value, scores.mask, scale=scores.scale)
     _pay(forward, scores)
@@ -277,13 +289,15 @@ def _masked(forward, func, first, second, **kwargs):
     mask = _mask(scores, added)
     if mask is None:
         return None
-    return _again(forward, x, func, (first, second), kwargs, dataclasses.replace(scores, mask=mask))
+    dtype = torch.promote_types(x.dtype, mask.dtype)
+    return _again(forward, x, func, (first, second), kwargs, dataclasses.replace(scores, mask=mask), dtype=dtype)
 
 
 def _mask(scores, added):
     """What is added to scores as attention's mask (B or 1, heads or 1, queries or 1, keys); None where it cannot be one."""
     sides = (*scores.query.shape[:3], scores.key.shape[2])
-    if type(added) not in (T, torch.nn.Parameter) or added.dtype != scores.query.dtype:
+    alike = type(added) in (T, torch.nn.Parameter) and added.is_floating_point()
+    if not alike or added.dtype != scores.query.dtype and not _autocast(added):
         return None
     if scores.layout != "heads":
         if added.dim() != 3:
@@ -306,7 +320,8 @@ def _softmax(forward, func, x, dim=None, _stacklevel=3, dtype=None):
             return None
         scores = dataclasses.replace(scores, query=scores.key, key=scores.query, turned=not scores.turned)
     given = {} if dtype is None else {"dtype": dtype}
-    return _again(forward, x, func, (x, dim), given, dataclasses.replace(scores, soft=True), dtype=dtype)
+    wide = torch.float32 if _autocast(scores.query) else x.dtype
+    return _again(forward, x, func, (x, dim), given, dataclasses.replace(scores, soft=True), dtype=dtype or wide)
 
 
 @_step(T.float, T.half, T.bfloat16, T.to, T.type, T.type_as)
@@ -325,7 +340,7 @@ def _converted(forward, func, x, *args, **kwargs):
     return None if scores is None else _again(forward, x, T.to, (x, dtype), {}, scores, dtype=dtype)
 
 
-@_step(F.dropout, torch.dropout, T.contiguous, T.detach, T.clone)
+@_step(F.dropout, torch.dropout, T.contiguous, T.detach)
 def _kept(forward, func, x, *args, **kwargs):
     given = (*args, *kwargs.values())
     dropped = func in (F.dropout, torch.dropout) and dict(zip(("p", "training"), args), **kwargs).get("training", True)

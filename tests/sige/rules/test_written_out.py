@@ -286,6 +286,20 @@ def _small():
     return mask
 
 
+def test_scores_that_somebody_keeps_are_theirs(trial):
+    """A list of attention maps, as prompt-to-prompt keeps it, looked at after the forward, and again in the next one."""
+    kept = []
+
+    def collected(net, q, k, v):
+        weights = (_heads(q) @ _heads(k).transpose(-2, -1)).softmax(dim=-1)
+        kept.append(weights.detach())
+        return _together(weights @ _heads(v))
+
+    assert trial(lambda: Net(collected)).error() < 1e-4
+    before, after, dense = kept
+    assert ((after - dense).abs().max() < 1e-5, (before + after).shape) == (True, dense.shape)
+
+
 def test_scores_that_the_model_returns_are_its_own(trial):
     class Returns(Net):
         def forward(self, x):
@@ -305,3 +319,24 @@ def test_scores_that_the_model_returns_are_its_own(trial):
         found = model(x)[1]
     with torch.no_grad():
         assert (found - model(x)[1]).abs().max() < 1e-5
+
+
+def tokens_first(net, q, k, v):
+    """A result in an order that folded heads have no rule for."""
+    weights = (torch.einsum("bid,bjd->bij", _fold(q), _fold(k)) * 0.5).softmax(-1)
+    return _unfold(torch.einsum("bij,bjd->ibd", weights, _fold(v)).transpose(0, 1))
+
+
+def test_an_order_that_heads_cannot_have_is_multiplied_once(trial):
+    with MacCounter() as counter:
+        done = trial(lambda: Net(tokens_first))
+    assert (done.error() < 1e-4, counter.count.total) == (True, done.effect.macs + 2 * done.effect.dense_macs)
+
+
+@pytest.mark.parametrize("written, operator", CASES)
+def test_autocast_errs_no_more_than_the_dense_model_does(trial, written, operator):
+    exact = trial(written).dense
+    with torch.autocast("cpu", torch.bfloat16):
+        done = trial(written)
+    ours, dense = ((found.float() - exact).norm() for found in (done.after, done.dense))
+    assert (done.effect.fallbacks, bool(0 < ours <= 1.2 * dense), done.after.dtype) == ([], True, done.dense.dtype)
