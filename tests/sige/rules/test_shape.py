@@ -92,10 +92,11 @@ CASES = [
     pytest.param(net(one_channel_each), id="a channel each"),
     pytest.param(net(skip), id="skip connection"),
     pytest.param(net(plain_behind), id="plain map behind an active one"),
+    pytest.param(net(lambda n, x: x.repeat(1, 2, 1, 1)[:, 4:12]), id="repeated channels"),
 ]
 # Positions mixed with features or cut: dense, named and right.
 DENSE = [
-    pytest.param(net(lambda n, x: x.repeat(1, 2, 1, 1)[:, 4:12]), "repeat", id="repeated channels"),
+    pytest.param(net(lambda n, x: x.repeat(1, 1, 2, 1)[:, :, 8:40]), "repeat", id="repeated rows"),
     pytest.param(net(lambda n, x: torch.cat([x[:, :, :16], x[:, :, 16:] * 2], 2)), "getitem", id="halves of the rows"),
     pytest.param(net(lambda n, x: torch.cat(x.chunk(2, dim=2), 2)), "chunk", id="chunks of the rows"),
     pytest.param(net(lambda n, x: torch.cat([x, x], 2)[:, :, ::2]), "cat", id="cat of rows"),
