@@ -17,6 +17,7 @@ _WHOLE = {
     T.view, T.reshape, torch.reshape, T.flatten, torch.flatten, T.unflatten, torch.unflatten, T.transpose, torch.transpose,
     T.swapaxes, torch.swapaxes, T.permute, torch.permute, torch.einsum, T.squeeze, torch.squeeze, T.unsqueeze, torch.unsqueeze,
     T.contiguous, T.detach, torch.detach, T.__getitem__, T.select, torch.select, T.narrow, torch.narrow,
+    T.mT.__get__,
 }  # fmt: skip
 _PARTED = {
     T.chunk, torch.chunk, T.split, torch.split, T.split_with_sizes, torch.split_with_sizes, T.unbind, torch.unbind,

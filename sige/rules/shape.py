@@ -120,6 +120,12 @@ def transpose(forward, func, x, first, second):
     return _permuted(x, order)
 
 
+@rule(T.mT.__get__)
+def matrix_transposed(forward, func, x):
+    """The property ``mT``."""
+    return transpose(forward, T.transpose, x, -2, -1) if isinstance(x, ActiveTensor) else func(x)
+
+
 @rule(torch.movedim, T.movedim)
 def movedim(forward, func, x, source, destination):
     if not isinstance(x, ActiveTensor) or not x.settled:

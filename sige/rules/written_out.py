@@ -364,6 +364,11 @@ def _transposed(forward, func, x, first, second):
     return _again(forward, x, func, (x, first, second), {}, scores, (*x.shape[:-2], *scores.sides))
 
 
+@_step(T.mT.__get__)
+def _matrix_transposed(forward, func, x):
+    return _transposed(forward, T.transpose, x, -2, -1)
+
+
 @_step(torch.permute, T.permute)
 def _permuted(forward, func, x, *dims):
     order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims

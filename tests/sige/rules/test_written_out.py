@@ -65,6 +65,14 @@ def divided(net, q, k, v):
     return _together(torch.matmul(nn.Softmax(dim=-1)(scores), _heads(v)))
 
 
+def matrices(net, q, k, v):
+    return _together((_heads(q) @ _heads(k).mT / 2).softmax(-1) @ _heads(v))
+
+
+def folded_matrices(net, q, k, v):
+    return _unfold((_fold(v).mT @ (_fold(q) @ _fold(k).mT / 2).softmax(-1).mT).mT)
+
+
 def added_empty(net, q, k, v):
     q, k, v = _fold(q), _fold(k), _fold(v)
     empty = torch.empty(len(q), q.shape[1], k.shape[1], dtype=q.dtype, device=q.device)
@@ -89,7 +97,7 @@ def heads_behind_tokens(net, q, k, v):
     return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
 
 
-SPELLINGS = [heads, divided, added_empty, einsum_of_tokens, viewed_back, heads_behind_tokens]
+SPELLINGS = [heads, divided, matrices, folded_matrices, added_empty, einsum_of_tokens, viewed_back, heads_behind_tokens]
 
 
 def one_head(net, q, k, v):
