@@ -261,6 +261,21 @@ def _attended(forward, scores, value, turned=False):
     return folded(forward, out) if scores.layout == "folded" else out
 
 
+@_step(F.scaled_dot_product_attention)
+def _fused(forward, func, query, key, value, attn_mask=None, **kwargs):
+    """The operator itself on heads that are folded into the batch."""
+    heads = _what(query, Heads)
+    if heads is None or attn_mask is not None:
+        return None
+    parts = [heads.inner, *(_partner(forward, x, "folded", heads.inner) for x in (key, value))]
+    if any(x is None or isinstance(x, ActiveTensor) and x.axes != ("b", "f", "p", "f") for x in parts):
+        return None
+    if isinstance(parts[1], ActiveTensor) and not finds_keys(forward, *parts[1:]):
+        return None
+    out = attention(forward, func, *parts, **kwargs)
+    return folded(forward, out) if isinstance(out, ActiveTensor) else out.flatten(0, 1)
+
+
 # -- between them --------------------------------------------------------------------------------------------------------
 
 
