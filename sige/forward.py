@@ -39,7 +39,7 @@ class Forward:
         self.conditioning = None
         self.projections = {}  # storage of a linear layer's output rows -> (input, weight, bias), for kv="reprojected"
         self.delayed = []  # weak references to results that were put off, see ``sige.delayed``
-        self.apart = []  # plain tensors that are views of one another in the model, and copies here
+        self.apart = []  # (plain tensor, what it is a view of in the model and a copy here; None where that is plain too)
         self.resized = {}  # label maps brought to a level's resolution
         self.input_maps = ()  # the call's inputs that are maps
         self._calls = {}

@@ -57,14 +57,25 @@ def overwrite(forward, x, func):
     memory, path = x.place
     for found in memory.tensors:
         other = found()
-        if other is None or other is x or not _overlap(path, other.place[1]) or other.lost:
-            continue
-        other.lost = (
-            f"{forward.path[-1] or 'the root module'} calls {func.__name__} on one view of a map, and the model uses another view "
-            "of the same map afterwards: use the out-of-place operator in the model"
-        )
-        other.source = None
-        del other.rows
+        if other is not None and other is not x and _overlap(path, other.place[1]):
+            _lose(forward, other, func)
+
+
+def overwrite_copy(forward, x, func):
+    """``func`` is about to write in place to a copy of ``x`` that is a view of it in the model: ``x`` is lost, with all its views."""
+    overwrite(forward, x, func)
+    _lose(forward, x, func)
+
+
+def _lose(forward, x, func):
+    if x.lost:
+        return
+    x.lost = (
+        f"{forward.path[-1] or 'the root module'} calls {func.__name__} on one view of a map, and the model uses another view "
+        "of the same map afterwards: use the out-of-place operator in the model"
+    )
+    x.source = None
+    del x.rows
 
 
 def _overlap(one, other):

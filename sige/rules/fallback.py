@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sige.active_tensor import ActiveTensor, rows_at
 from sige.errors import ModelError
 from sige.macs import MacCounter
-from sige.views import overwrite
+from sige.views import overwrite, overwrite_copy
 
 # Reading these touches no data: an active tensor answers for the full map.
 _METADATA = {
@@ -73,16 +73,21 @@ def _counted(forward, func, args, kwargs):
 
 
 def _check_apart(forward, func, args, kwargs):
-    """ModelError for a write to a tensor that shares its memory with another one in the model, but not here."""
+    """A write to a tensor that shares its memory with another one in the model, but not here: an active one is lost; ModelError where
+    it is plain, because nothing would tell that the model uses it again."""
     writes = _writes(name_of(func).split(".")[-1]) or kwargs.get("inplace")
     if not writes or not args or not isinstance(args[0], torch.Tensor):
         return
     place = args[0].untyped_storage()._cdata
-    if any(other.untyped_storage()._cdata == place for other in forward.apart):
-        raise ModelError(
-            f"{forward.path[-1] or 'the root module'} calls {name_of(func)}, which writes into a view of a map that is a copy here, "
-            "where dense levels lie channels-last; use the out-of-place operator in the model"
-        )
+    for copy, of in forward.apart:
+        if copy.untyped_storage()._cdata != place:
+            continue
+        if of is None:
+            raise ModelError(
+                f"{forward.path[-1] or 'the root module'} calls {name_of(func)}, which writes into a view of a map that is a copy "
+                "here, where dense levels lie channels-last; use the out-of-place operator in the model"
+            )
+        overwrite_copy(forward, of, func)
 
 
 def _written(forward, func, x, plain, result):

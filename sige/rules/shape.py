@@ -72,11 +72,11 @@ def view(forward, func, x, *shape, **kwargs):
 
 
 def _dense_view(forward, func, x, shape):
-    """A view of the whole map, which lies channels-last: it may be a copy, to which the model may not write."""
+    """A view of the whole map, which lies channels-last: it may be a copy, and is noted as one."""
     instead = T.reshape if func is T.view and not isinstance(shape[0], torch.dtype) else None
     out = otherwise(forward, func, (x, *shape), {}, instead)
     if isinstance(out, T) and not isinstance(out, ActiveTensor):
-        forward.apart.append(out)
+        forward.apart.append((out, x))
     return out
 
 
@@ -89,7 +89,7 @@ def _plain_view(forward, func, x, shape, kwargs):
         if func is not T.view or kwargs or isinstance(shape[0], torch.dtype):
             raise
     copy = torch.reshape(x, shape[0] if isinstance(shape[0], (tuple, list)) else shape)
-    forward.apart += [x, copy]
+    forward.apart += [(x, None), (copy, None)]
     return copy
 
 

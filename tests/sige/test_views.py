@@ -94,10 +94,22 @@ def with_convolution_first(y):
     return F.interpolate(F.avg_pool2d(y, 2), scale_factor=2)
 
 
+def through_mixed(y):
+    y.view(1, 16, SIDE * SIDE // 2).mul_(2)
+    return y
+
+
+def through_flat(y):
+    F.relu(y.reshape(1, -1), inplace=True)
+    return y
+
+
 @pytest.mark.parametrize(
     "body, name",
     [
         pytest.param(through_view, "add_", id="view"),
+        pytest.param(through_mixed, "mul_", id="view that mixes positions"),
+        pytest.param(through_flat, "relu", id="flat view"),
         pytest.param(through_transposed, "mul_", id="transposed"),
         pytest.param(through_unsqueezed, "add_", id="unsqueezed"),
         pytest.param(through_activation, "relu", id="activation"),
@@ -130,6 +142,10 @@ def own_view(y):
 def view_made_afterwards(y):
     y.add_(1)
     return y.flatten(2).view(y.shape) + y
+
+
+def mixed_view_alone(y):
+    return y.view(1, 16, SIDE * SIDE // 2).mul_(2).view(y.shape)
 
 
 def parts_of_one_split(y):
@@ -183,6 +199,7 @@ def up_sampled(y):
         pytest.param(residual, id="residual"),
         pytest.param(own_view, id="view in its map's place"),
         pytest.param(view_made_afterwards, id="view made afterwards"),
+        pytest.param(mixed_view_alone, id="view that mixes positions, alone"),
         pytest.param(parts_of_one_split, id="parts of one split"),
         pytest.param(parts_of_parts, id="parts of parts"),
         pytest.param(clone_of_a_map, id="clone"),
