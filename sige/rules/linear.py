@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from sige.active_tensor import ActiveTensor
 from sige.delayed import carried_out
 from sige.kernels import ops
+from sige.rules.attention_products import added_product, einsum_product, product
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
 from sige.rules.shape import permute
-from sige.rules.written_out import added_product, einsum_product, product
 
 
 @rule(F.linear)

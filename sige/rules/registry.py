@@ -7,12 +7,18 @@ active tensor among their arguments, and then runs ``func`` as it is (after coun
 RULES = {}
 
 
-def rule(*functions):
-    """Register the decorated rule for torch ``functions``."""
+def registrar(table):
+    """A decorator for functions that ``table`` is to hold, under the torch functions that it is given."""
 
-    def register(handler):
-        for function in functions:
-            RULES[function] = handler
-        return handler
+    def given(*functions):
+        def register(handler):
+            for function in functions:
+                table[function] = handler
+            return handler
 
-    return register
+        return register
+
+    return given
+
+
+rule = registrar(RULES)

@@ -349,6 +349,18 @@ def tokens_first(net, q, k, v):
     return _unfold(torch.einsum("bij,bjd->ibd", weights, _fold(v)).transpose(0, 1))
 
 
+def added_values(net, q, k, v):
+    """The second product by ``baddbmm``: more than attention."""
+    weights = (torch.bmm(_fold(q), _fold(k).transpose(1, 2)) * 0.5).softmax(-1)
+    return _unfold(torch.baddbmm(_fold(q), weights, _fold(v)))
+
+
+def test_values_added_to_something_are_multiplied_once(trial):
+    with MacCounter() as counter:
+        done = trial(lambda: Net(added_values))
+    assert (done.error() < 1e-4, counter.count.total) == (True, done.effect.macs + 2 * done.effect.dense_macs)
+
+
 def test_an_order_that_heads_cannot_have_is_multiplied_once(trial):
     with MacCounter() as counter:
         done = trial(lambda: Net(tokens_first))
