@@ -62,10 +62,10 @@ def _conditioning(forward, func, input, weight, bias):
     return out
 
 
-def _product(func, forward, first, second):
+def _product(func, forward, first, second, **kwargs):
     """A product without a rule of its own, counted."""
-    first, second = carried_out(forward, (first, second))
-    out = otherwise(forward, func, (first, second), {})
+    first, second, kwargs = carried_out(forward, (first, second, kwargs))
+    out = otherwise(forward, func, (first, second), kwargs)
     forward.count("attention" if first.dim() > 2 else "linear", out.numel() * first.shape[-1])
     return out
 
@@ -73,22 +73,26 @@ def _product(func, forward, first, second):
 @rule(
     torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm
 )
-def matmul(forward, func, first, second):
-    run = functools.partial(_product, func)
-    found = product(forward, first, second, run)
-    return run(forward, first, second) if found is None else found
+def matmul(forward, func, input, other=None, *, mat2=None, **kwargs):
+    other = mat2 if other is None else other
+    run = functools.partial(_product, func, **kwargs)
+    found = None if kwargs else product(forward, input, other, run)
+    return run(forward, input, other) if found is None else found
 
 
-@rule(torch.baddbmm, torch.addmm)
-def added_matmul(forward, func, added, first, second, *, beta=1, alpha=1):
+@rule(torch.baddbmm, torch.addmm, torch.Tensor.baddbmm, torch.Tensor.addmm)
+def added_matmul(forward, func, input, batch1=None, batch2=None, *, mat1=None, mat2=None, beta=1, alpha=1, **kwargs):
+    first, second = (mat1 if batch1 is None else batch1), (mat2 if batch2 is None else batch2)
+    batched = first.dim() == 3
+
     def run(forward, added, first, second):
         added, first, second = carried_out(forward, (added, first, second))
-        out = otherwise(forward, func, (added, first, second), {"beta": beta, "alpha": alpha})
-        forward.count("attention" if func is torch.baddbmm else "linear", out.numel() * first.shape[-1])
+        out = otherwise(forward, func, (added, first, second), {"beta": beta, "alpha": alpha, **kwargs})
+        forward.count("attention" if batched else "linear", out.numel() * first.shape[-1])
         return out
 
-    found = None if func is torch.addmm else added_product(forward, added, first, second, beta, alpha, run)
-    return run(forward, added, first, second) if found is None else found
+    found = None if kwargs or not batched else added_product(forward, input, first, second, beta, alpha, run)
+    return run(forward, input, first, second) if found is None else found
 
 
 @rule(torch.einsum)

@@ -21,7 +21,7 @@ from sige.rules.shape import split, transpose, view
 
 T = torch.Tensor
 
-_PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, T.matmul, T.__matmul__, T.bmm}
+_PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, T.baddbmm, T.matmul, T.__matmul__, T.bmm}
 _STEPS = {}
 _step = registrar(_STEPS)  # a step returns None where it does not know
 
@@ -135,6 +135,12 @@ def _transposed(forward, func, x, first, second):
         return None
     scores = dataclasses.replace(scores, turned=not scores.turned)
     return _again(forward, x, func, (x, first, second), {}, scores, (*x.shape[:-2], *scores.sides))
+
+
+@_step(T.new_zeros, T.new_ones, T.new_full, T.new_empty, T.new_tensor)
+def _new(forward, func, x, *args, **kwargs):
+    """A tensor of the same type: it says nothing of the values."""
+    return func(torch.empty(0, dtype=x.dtype, device=x.device), *args, **kwargs) if isinstance(x, Delayed) else None
 
 
 @_step(T.mT.__get__)

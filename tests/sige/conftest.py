@@ -9,7 +9,7 @@ import torch
 
 import sige
 
-sys.path.insert(0, str(Path(__file__).parent))  # for drawn.py
+sys.path.insert(0, str(Path(__file__).parent))  # for drawn.py and its like
 
 SIDE = 64
 

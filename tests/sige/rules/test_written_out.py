@@ -80,6 +80,13 @@ def added_empty(net, q, k, v):
     return _unfold(torch.bmm(scores.float().softmax(dim=-1).to(v.dtype), v))
 
 
+def by_keyword(net, q, k, v):
+    q, k, v = _fold(q), _fold(k), _fold(v)
+    added = q.new_zeros(len(q), q.shape[1], k.shape[1])
+    scores = added.baddbmm(batch1=q, batch2=k.transpose(-1, -2), beta=0, alpha=0.5)
+    return _unfold(torch.bmm(scores.softmax(dim=-1), mat2=v))
+
+
 def einsum_of_tokens(net, q, k, v):
     scores = torch.einsum("b i d, b j d -> b i j", _fold(q), _fold(k)) * 0.5
     return _unfold(torch.einsum("b i j, b j d -> b i d", scores.softmax(dim=-1), _fold(v)))
@@ -108,6 +115,7 @@ SPELLINGS = [
     matrices,
     folded_matrices,
     added_empty,
+    by_keyword,
     einsum_of_tokens,
     viewed_back,
     heads_behind_tokens,
