@@ -140,6 +140,20 @@ class Forward:
         ops.scatter_rows_(entry.value, active.positions, rows)
         return rows
 
+    def exchange_map(self, key, kind, active, rows):
+        """Remember a map like :meth:`keep_map`, and give the rows (n, C) that it held before; None while recording, and where the set
+        is full."""
+        if self.recording:
+            self._remember(key, kind, rows.clone())
+            self.memory.reads[key] = [("set", active.height, active.width, active.kind)]
+            return None
+        entry = self.memory.recall(key)
+        if active.full:
+            self.journal.value(entry)
+            entry.value = rows.clone().to(entry.value.dtype)
+            return None
+        return self.journal.exchange(entry, active.positions, rows)
+
     def reads(self, source, *what):
         """Note that rows of the remembered map ``source`` are read: ``what`` says which, see ``sige.state.needs``."""
         if self.recording:

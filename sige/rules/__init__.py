@@ -6,6 +6,7 @@ from sige.rules import (  # noqa: F401
     features,
     linear,
     normalization,
+    padding,
     patches,
     pointwise,
     pooling,

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor
-from sige.delayed import Delayed, delay
+from sige.delayed import Delayed, any_delayed, delay
 from sige.rules.attention import attention, finds_keys
 from sige.rules.features import squeeze
 from sige.rules.folding import Heads, folded
+from sige.rules.linear_attention import linear_product
 from sige.rules.scores import Scores, cast_type, mask_of, operand, partner, what_of
 from sige.rules.shape import permute, transpose
 from sige.rules.written_out import permuted
@@ -50,7 +51,7 @@ def added_product(forward, added, first, second, beta, alpha, run):
 
 
 def einsum_product(forward, equation, first, second, run):
-    """An einsum of two operands that is one of attention's two products; None otherwise."""
+    """An einsum of two operands that is a product of attention, with a softmax or without; None otherwise."""
     letters = _letters(equation, first.dim(), second.dim())
     if letters is None:
         return None
@@ -65,7 +66,11 @@ def einsum_product(forward, equation, first, second, run):
         return None
     first = _in_order(forward, first, of_first, batch + rows + summed)
     second = _in_order(forward, second, of_second, batch + summed + columns)
-    out = None if first is None or second is None else product(forward, first, second, run)
+    if first is None or second is None:
+        return None
+    out = product(forward, first, second, run)
+    if out is None and not any_delayed((first, second)):
+        out = linear_product(forward, first, second)
     return None if out is None else _in_order(forward, out, batch + rows + columns, of_out)
 
 

@@ -11,6 +11,7 @@ from sige.kernels import ops
 from sige.rules.attention_products import added_product, einsum_product, product
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
+from sige.rules.linear_attention import linear_product
 from sige.rules.registry import rule
 from sige.rules.shape import permute
 
@@ -63,8 +64,11 @@ def _conditioning(forward, func, input, weight, bias):
 
 
 def _product(func, forward, first, second, **kwargs):
-    """A product without a rule of its own, counted."""
+    """A product that is not one of attention's two, counted."""
     first, second, kwargs = carried_out(forward, (first, second, kwargs))
+    found = None if kwargs else linear_product(forward, first, second)
+    if found is not None:
+        return found
     out = otherwise(forward, func, (first, second), kwargs)
     forward.count("attention" if first.dim() > 2 else "linear", out.numel() * first.shape[-1])
     return out

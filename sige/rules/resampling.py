@@ -121,12 +121,3 @@ def _bilinear(forward, x, factor):
     index = torch.stack([row(top, left), row(top, right), row(bottom, left), row(bottom, right)], 1)
     weight = torch.stack([(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], 1)
     return ActiveTensor(mixed(source, index, weight, x.dtype), level, x.axes)
-
-
-@rule(F.pad, torch._C._nn.pad)
-def pad(forward, func, input, pad, mode="constant", value=None):
-    simple = mode == "constant" and not value and len(pad) in (2, 4) and min(pad) >= 0
-    if not isinstance(input, ActiveTensor) or not simple or input.axes != ("b", "f", "h", "w"):
-        return otherwise(forward, func, (input, pad, mode, value), {})
-    total = tuple(before + more for before, more in zip(input.pad, (*pad, 0, 0)))
-    return ActiveTensor(input.rows, input.active, input.axes, input.source, input.scale, total)

@@ -55,8 +55,9 @@ CASES = [
     pytest.param(net(tokens), id="tokens"),
     pytest.param(net(channels_last), id="channels last"),
     pytest.param(net(time_added), id="time embedding"),
+    pytest.param(net(product), id="matmul"),
 ]
-DENSE = [pytest.param(net(over_positions), id="over positions"), pytest.param(net(product), id="matmul")]
+DENSE = [pytest.param(net(over_positions), id="over positions")]
 
 
 @pytest.mark.parametrize("make", CASES)
