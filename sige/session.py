@@ -35,7 +35,8 @@ class Session(Remembered):
     """Incremental inference on an unmodified model.
 
     model: a torch module, or a diffusers pipeline (its U-Net or transformer is followed).
-    policy: a name from ``sige.POLICIES`` or a ``sige.Policy``.
+    policy: a name from ``sige.POLICIES`` or a ``sige.Policy``; None: ``tokens`` with a ``token_grid`` and for a pipeline's transformer,
+        else ``incremental``.
     token_grid: (H, W) of the image tokens of a model that takes its image as tokens (B, H*W, C), as Flux does: its first such
         input is the map that an edit changes, and masks are given for that grid.
     memory_budget: bytes that remembered maps may take on the first tier of memory, see ``sige.state.tiers``; the others go to host
@@ -70,14 +71,15 @@ class Session(Remembered):
     def __init__(
         self,
         model,
-        policy="incremental",
+        policy=None,
         token_grid=None,
         memory_budget=None,
         state_folder=None,
         replay=True,
         cuda_graphs=False,
     ):
-        self.policy = find_policy(policy)
+        usual = "incremental" if token_grid is None else "tokens"
+        self.policy = find_policy(usual if policy is None else policy)
         self.token_grid = token_grid
         self.model = guards.find_model(model)
         self._steps = []

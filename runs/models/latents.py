@@ -1,8 +1,8 @@
 """Latents of a picture without a picture encoder, and noise on them: what a latent diffusion model of random weights is fed.
 
-A stand-in latent holds the averages of the picture over 8x8 pixels, mixed into the latent's channels by a fixed random matrix. It
-differs wherever the picture does and nowhere else. A trained encoder's differs a little everywhere, because its norms and its
-attention see the whole picture; editing pipelines put the original's latent back outside the mask.
+A stand-in latent holds the averages of the picture over 8x8 pixels (32x32 for Sana), mixed into the latent's channels by a fixed
+random matrix. It differs wherever the picture does and nowhere else. A trained encoder's differs a little everywhere, because its
+norms and its attention see the whole picture; editing pipelines put the original's latent back outside the mask.
 """
 
 import torch
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 
 from sige.runs.errors import JobFailure
 
-REDUCTION = 8  # pixels of the picture along a side of one latent position
+REDUCTION = 8  # pixels of the picture along a side of one latent position, of most autoencoders
 
 
-def stand_in(picture: torch.Tensor, channels: int = 4) -> torch.Tensor:
-    """(1, channels, H/8, W/8) of a picture (C, H, W) in [-1, 1]; about as large as scaled latents of an encoder.
+def stand_in(picture: torch.Tensor, channels: int = 4, reduction: int = REDUCTION) -> torch.Tensor:
+    """(1, channels, H/r, W/r) of a picture (C, H, W) in [-1, 1] and r = ``reduction``; about as large as scaled latents of an encoder.
 
-    JobFailure(invalid) for a picture whose sides are not multiples of 8.
+    JobFailure(invalid) for a picture whose sides are not multiples of r.
     """
     height, width = picture.shape[1:]
-    if height % REDUCTION or width % REDUCTION:
+    if height % reduction or width % reduction:
         raise JobFailure(
-            "invalid", f"a picture of {height}x{width} has no latents: its sides must be multiples of {REDUCTION}."
+            "invalid", f"a picture of {height}x{width} has no latents: its sides must be multiples of {reduction}."
         )
     mixture = torch.randn(channels, picture.shape[0], generator=torch.Generator().manual_seed(0))
-    return torch.einsum("oc,bchw->bohw", mixture, F.avg_pool2d(picture[None], REDUCTION))
+    return torch.einsum("oc,bchw->bohw", mixture, F.avg_pool2d(picture[None], reduction))
 
 
 def signal_share(betas: dict, timestep: int) -> float:

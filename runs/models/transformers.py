@@ -1,8 +1,9 @@
-"""diffusers' own image transformers, one denoising step each: PixArt-alpha, Stable Diffusion 3 and Flux.
+"""diffusers' own image transformers, one denoising step each: PixArt-alpha, Stable Diffusion 3, Flux and Sana.
 
 The config names the class as ``architecture`` and its arguments as ``config``. Sizes of what goes in stand beside them:
-``latent.channels``; ``text.tokens``, ``text.width`` and ``text.pooled`` (0: no pooled embedding); ``timestep``, of 1000; and
-``guidance``: ``classifier_free`` runs a batch of two, without and with the text, a number is what a distilled model is told.
+``latent.channels`` and ``latent.reduction`` (pixels along a side of a latent position, 8 unless given); ``text.tokens``,
+``text.width`` and ``text.pooled`` (0: no pooled embedding); ``timestep``, of 1000; and ``guidance``: ``classifier_free`` runs a batch
+of two, without and with the text, a number is what a distilled model is told.
 
 Latents are stand-ins, made from the picture without an encoder and noised: see :mod:`sige.runs.models.latents`.
 """
@@ -18,9 +19,14 @@ from sige.runs.models.diffusers_folder import check_config
 from sige.runs.models.latents import REDUCTION, stand_in
 
 CHANGED = (0,)
-PATCH = 2  # latent positions along a side of one image token, in all three
 _FILES = "diffusion_pytorch_model*.safetensors"
-_ARCHITECTURES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+# Latent positions along a side of one image token.
+_PATCH = {
+    "PixArtTransformer2DModel": 2,
+    "SD3Transformer2DModel": 2,
+    "FluxTransformer2DModel": 2,
+    "SanaTransformer2DModel": 1,
+}
 
 
 def _folder(model: dict) -> Path:
@@ -59,10 +65,10 @@ def _digest(model: dict) -> str:
 def _class(model: dict):
     import diffusers
 
-    if model["architecture"] not in _ARCHITECTURES:
+    if model["architecture"] not in _PATCH:
         raise JobFailure(
             "invalid",
-            f"unknown architecture {model['architecture']!r} of {model['name']}; choose {', '.join(_ARCHITECTURES)}.",
+            f"unknown architecture {model['architecture']!r} of {model['name']}; choose {', '.join(_PATCH)}.",
         )
     return getattr(diffusers, model["architecture"])
 
@@ -91,12 +97,13 @@ def _noised(model: dict, clean: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
-    """Arguments of :func:`forward` for a picture (3, H, W): the noised latent (B, C, H/8, W/8), text embeddings (B, n, width), the
+    """Arguments of :func:`forward` for a picture (3, H, W): the noised latent (B, C, h, w), text embeddings (B, n, width), the
     text's mask or pooled embedding (B, n or width), the time step (B,) and, for a distilled model, its guidance (B,).
 
     Text embeddings are seeded normal; noise and text are the same for the same seed.
     """
-    side = REDUCTION * PATCH
+    reduction = model["latent"].get("reduction", REDUCTION)
+    side = reduction * _PATCH[model["architecture"]]
     if picture.shape[1] % side or picture.shape[2] % side:
         raise JobFailure(
             "invalid",
@@ -105,7 +112,8 @@ def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor,
     text, guidance = model["text"], model.get("guidance")
     batch = 2 if guidance == "classifier_free" else 1
     generator = torch.Generator().manual_seed(seed + 1)
-    sample = _noised(model, stand_in(picture, model["latent"]["channels"]), seed).expand(batch, -1, -1, -1).contiguous()
+    clean = stand_in(picture, model["latent"]["channels"], reduction)
+    sample = _noised(model, clean, seed).expand(batch, -1, -1, -1).contiguous()
     embeddings = torch.randn(batch, text["tokens"], text["width"], generator=generator)
     second = (
         torch.randn(batch, text["pooled"], generator=generator) if text["pooled"] else torch.ones(batch, text["tokens"])
@@ -116,12 +124,14 @@ def inputs(model: dict, picture: torch.Tensor, seed: int) -> tuple[torch.Tensor,
 
 
 def forward(module: torch.nn.Module, sample: torch.Tensor, text, second, times, guidance=None) -> torch.Tensor:
-    """What the transformer predicts of the latent, (B, C, H/8, W/8) with the channels that it has."""
+    """What the transformer predicts of the latent, (B, C, h, w) with the channels that it has."""
     kind = type(module).__name__
     if kind == "FluxTransformer2DModel":
         return _flux(module, sample, text, second, times, guidance)
     if kind == "SD3Transformer2DModel":
         return module(sample, encoder_hidden_states=text, pooled_projections=second, timestep=times).sample
+    if kind == "SanaTransformer2DModel":
+        return module(sample, encoder_hidden_states=text, encoder_attention_mask=second, timestep=times).sample
     extra = {"resolution": None, "aspect_ratio": None}
     if module.use_additional_conditions:
         sides = [REDUCTION * side for side in sample.shape[2:]]
@@ -137,9 +147,9 @@ def forward(module: torch.nn.Module, sample: torch.Tensor, text, second, times, 
 
 def _flux(module, sample, text, pooled, times, guidance):
     """Flux takes its latent packed into tokens, 2x2 positions each, and the place of each token beside them."""
-    batch, channels, height, width = sample.shape
-    height, width = height // PATCH, width // PATCH
-    tokens = sample.view(batch, channels, height, PATCH, width, PATCH).permute(0, 2, 4, 1, 3, 5)
+    (batch, channels, height, width), patch = sample.shape, _PATCH["FluxTransformer2DModel"]
+    height, width = height // patch, width // patch
+    tokens = sample.view(batch, channels, height, patch, width, patch).permute(0, 2, 4, 1, 3, 5)
     tokens = tokens.reshape(batch, height * width, -1)
     sides = [torch.arange(side, device=sample.device, dtype=torch.float32) for side in (1, height, width)]
     places = torch.cartesian_prod(*sides)  # (H*W, 3): 0, row, column
@@ -152,5 +162,5 @@ def _flux(module, sample, text, pooled, times, guidance):
         txt_ids=places.new_zeros(text.shape[1], 3),
         guidance=guidance,
     ).sample
-    output = output.view(batch, height, width, -1, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
-    return output.reshape(batch, -1, PATCH * height, PATCH * width)
+    output = output.view(batch, height, width, -1, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return output.reshape(batch, -1, patch * height, patch * width)

@@ -18,8 +18,8 @@ class TransformerSession(Session):
     pipeline with a U-Net does beyond that is refused with a ModelError that says what to do.
     """
 
-    def __init__(self, model, *args, **settings):
-        super().__init__(model, *args, **settings)
+    def __init__(self, model, policy=None, *args, **settings):
+        super().__init__(model, "tokens" if policy is None else policy, *args, **settings)
         self._kind = type(model).__name__
 
     def edit(self, mask=None, *args, **kwargs):

@@ -151,6 +151,21 @@ def flux2_step(model, x):
     ).sample  # fmt: skip
 
 
+def sana():
+    """Linear attention, and depthwise convolutions between tokens: the one whose active tokens need a margin."""
+    from diffusers import SanaTransformer2DModel
+
+    return SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=16, num_layers=2, num_cross_attention_heads=4,
+        cross_attention_head_dim=16, cross_attention_dim=64, caption_channels=32, sample_size=SIDE,
+    )  # fmt: skip
+
+
+def sana_step(model, x):
+    times = torch.full((len(x),), 500.0)
+    return model(x, encoder_hidden_states=_text(len(x))[0], timestep=times).sample
+
+
 @dataclasses.dataclass
 class Network:
     """make: builds the module.   step: one forward on an input.   grid: given to the session.   shape: of the input's samples."""
@@ -179,4 +194,5 @@ NETWORKS = {
     "auraflow": Network(auraflow, auraflow_step, None, (4, 2 * SIDE, 2 * SIDE)),
     "cogview4": Network(cogview4, cogview4_step, None, (4, 2 * SIDE, 2 * SIDE)),
     "prx": Network(prx, prx_step, None, (4, 2 * SIDE, 2 * SIDE)),
+    "sana": Network(sana, sana_step, None, (4, SIDE, SIDE)),
 }

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -14,7 +15,7 @@ from sige.runs.errors import JobFailure
 from sige.runs.models import transformers
 
 # GMACs of one step, dense: convolutions, linear layers and attention products.
-DENSE = {"pixart_alpha": 1236.0, "sd3_medium": 8904.3, "flux_dev": 37192, "flux_small": 557.8}
+DENSE = {"pixart_alpha": 1236.0, "sd3_medium": 8904.3, "flux_dev": 37192, "flux_small": 557.8, "sana": 1121.5}
 SMALL = {
     "pixart_alpha": {
         "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 24,
@@ -26,6 +27,10 @@ SMALL = {
     "flux_dev": {
         "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 24,
         "pooled_projection_dim": 12, "axes_dims_rope": [4, 6, 6],
+    },
+    "sana": {
+        "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8,
     },
 }  # fmt: skip
 
@@ -79,6 +84,7 @@ def test_token_grid_is_that_of_the_picture(name):
         pytest.param("pixart_alpha", [(2, 4, 32, 32), (2, 6, 24), (2, 6), (2,)], id="pixart"),
         pytest.param("sd3_medium", [(2, 16, 32, 32), (2, 6, 24), (2, 12), (2,)], id="sd3"),
         pytest.param("flux_dev", [(1, 16, 32, 32), (1, 6, 24), (1, 12), (1,), (1,)], id="flux"),
+        pytest.param("sana", [(2, 32, 8, 8), (2, 6, 24), (2, 6), (2,)], id="sana"),
     ],
 )
 def test_inputs(name, shapes):
@@ -87,10 +93,11 @@ def test_inputs(name, shapes):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_inputs_differ_where_the_picture_does_and_nowhere_else(name):
-    edited, mask = picture(), torch.zeros(32, 32, dtype=torch.bool)
+    model, edited, pixels = small(name), picture(), torch.zeros(256, 256)
     edited[:, 40:64, 80:120] = picture(seed=1)[:, 40:64, 80:120]
-    mask[5:8, 10:15] = True
-    before, after = (transformers.inputs(small(name), one, 0) for one in (picture(), edited))
+    pixels[40:64, 80:120] = 1
+    mask = F.max_pool2d(pixels[None], model["latent"].get("reduction", 8))[0] > 0
+    before, after = (transformers.inputs(model, one, 0) for one in (picture(), edited))
     assert all(torch.equal(changed, mask) for changed in (before[0] != after[0]).any(1))
 
 
@@ -117,12 +124,14 @@ def test_share_of_the_picture_half_way(name, kept):
     assert ((one - other).norm() / (clean[0] - clean[1]).norm()).item() == pytest.approx(kept, rel=1e-2)
 
 
-@pytest.mark.parametrize("name, channels", [("pixart_alpha", 8), ("sd3_medium", 16), ("flux_dev", 16)])
-def test_output_is_a_map_of_the_latents_size(name, channels):
+@pytest.mark.parametrize(
+    "name, channels, side", [("pixart_alpha", 8, 32), ("sd3_medium", 16, 32), ("flux_dev", 16, 32), ("sana", 32, 8)]
+)
+def test_output_is_a_map_of_the_latents_size(name, channels, side):
     model = small(name)
     with torch.no_grad():
         found = transformers.forward(transformers.build(model), *transformers.inputs(model, picture(), 0))
-    assert (found.shape[1:], bool(found.isfinite().all())) == ((channels, 32, 32), True)
+    assert (found.shape[1:], bool(found.isfinite().all())) == ((channels, side, side), True)
 
 
 def test_pixart_of_1024_is_told_the_pictures_size():
