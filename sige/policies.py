@@ -50,7 +50,8 @@ class Policy:
     merge_rate: share r of what attention newly computes; r * new + (1 - r) * recorded is what goes on. 1: nothing is remembered
         for it.
     kv: keys and values of self-attention: those of unedited positions ``remembered``; ``reprojected`` from remembered tokens at
-        every step, as SIGE and FISEdit do (half the bytes, all positions' products); or only the ``active`` ones.
+        every step, as SIGE and FISEdit do (half the bytes, all positions' products); or only the ``active`` ones. Linear attention
+        sums over all positions with the first two, over the active ones with the third.
     text_refresh: the text in a joint sequence of text and image is computed anew in every n-th forward of an edit, from the first
         on, and remembered in the others; 1: always; None: never.
     dense_above: share of active positions above which a level runs dense; None: never.
@@ -259,3 +260,15 @@ def policy(name):
     if name not in POLICIES:
         raise PolicyError(f"unknown policy {name!r}: choose one of {', '.join(POLICIES)}, or pass a sige.Policy")
     return POLICIES[name]
+
+
+def usual_policy(module):
+    """The name of the policy for a module: ``tokens`` where positions overlap nowhere, as in a transformer whose convolutions cut
+    patches, else ``incremental``."""
+    patches = {
+        id(layer.weight)
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Conv2d) and all(k <= s for k, s in zip(layer.kernel_size, layer.stride))
+    }
+    kernels = (weight for weight in module.parameters() if weight.dim() > 3 and max(weight.shape[2:]) > 1)
+    return "tokens" if all(id(weight) in patches for weight in kernels) else "incremental"

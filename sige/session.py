@@ -20,6 +20,7 @@ from sige.memory import StepMemory
 from sige.outputs import active_map, copied, plain
 from sige.plan import FullPlan, Plan
 from sige.policies import policy as find_policy
+from sige.policies import usual_policy
 from sige.replay.graphs import Graphs, cuda_capture
 from sige.replay.program import Report
 from sige.replay.replay import Replay
@@ -35,8 +36,8 @@ class Session(Remembered):
     """Incremental inference on an unmodified model.
 
     model: a torch module, or a diffusers pipeline (its U-Net or transformer is followed).
-    policy: a name from ``sige.POLICIES`` or a ``sige.Policy``; None: ``tokens`` with a ``token_grid`` and for a pipeline's transformer,
-        else ``incremental``.
+    policy: a name from ``sige.POLICIES`` or a ``sige.Policy``; None: ``tokens`` for a model whose positions overlap nowhere and for a
+        pipeline's transformer, else ``incremental``.
     token_grid: (H, W) of the image tokens of a model that takes its image as tokens (B, H*W, C), as Flux does: its first such
         input is the map that an edit changes, and masks are given for that grid.
     memory_budget: bytes that remembered maps may take on the first tier of memory, see ``sige.state.tiers``; the others go to host
@@ -78,10 +79,9 @@ class Session(Remembered):
         replay=True,
         cuda_graphs=False,
     ):
-        usual = "incremental" if token_grid is None else "tokens"
-        self.policy = find_policy(usual if policy is None else policy)
         self.token_grid = token_grid
         self.model = guards.find_model(model)
+        self.policy = find_policy(usual_policy(self.model) if policy is None else policy)
         self._steps = []
         self._journals = {}
         self._plans = {}

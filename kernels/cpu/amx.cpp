@@ -214,10 +214,10 @@ void convolve_together(const Numbers& task, int64_t threads) {
 
 extern "C" {
 
-// Whether the CPU multiplies tiles and the system lets this process do so.
+// Whether the CPU multiplies tiles: 1, or -1 where the system does not let this process do so. 0 where it cannot, see below.
 int64_t multiplies_tiles() {
     constexpr long ASK_FOR = 0x1023, TILES = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, ASK_FOR, TILES) == 0;
+    return syscall(SYS_arch_prctl, ASK_FOR, TILES) == 0 ? 1 : -1;
 }
 
 void conv_rows_bfloat16(const TaskOf<Bfloat16>* task, int64_t threads) {

@@ -28,7 +28,7 @@ def conv_map(image, weight, bias, stride, padding, dilation, groups):
     ahead of time, and those of a few outputs. All others oneDNN's convolution does as fast."""
     geometry = tuple(stride), tuple(padding), tuple(dilation)
     positions = image[:, 0].numel()
-    compiled, few = multiplied(positions, image, weight, bias, groups=groups), positions <= FEW_POSITIONS
+    compiled, few = groups == 1 and multiplied(positions, image, weight, bias), positions <= FEW_POSITIONS
     quads = winograd.quads_of_map(image, weight, *geometry) if compiled else None
     if not compiled or quads is None and not few and not composed.narrow(weight, *geometry, groups):
         return composed.conv_map(image, weight, bias, *geometry, groups)

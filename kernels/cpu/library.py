@@ -24,6 +24,8 @@ _LETTERS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "d":
 _ARGUMENTS = {  # p: the address of a tensor or a structure, or None; n: a whole number; f, d: floats
     "conv_rows": "pn",
     "conv_rows_bfloat16": "pn",
+    "conv_depthwise": "pn",
+    "conv_depthwise_bfloat16": "pn",
     "conv_quads": "pppnnn",
     "quads": "pnnnppp",
     "conv_narrow": "pnnnnpnnnpppnfpn",

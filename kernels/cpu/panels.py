@@ -47,6 +47,11 @@ def by_tap(weight):
     return split(_taps(weight).transpose(0, 1).flatten(1))
 
 
+def by_channel(weight):
+    """A depthwise weight (C, 1, kh, kw) as (taps, C), in float32."""
+    return weight.flatten(1).t().float().contiguous()
+
+
 def in_tiles(weight):
     """Panels of up to 32 outputs of a weight (O, C, kh, kw) or (O, C): for each tap and 32 channels, filled up with zeros, a tile or
     two of 16 pairs of channels by 16 outputs, for AMX."""

@@ -5,6 +5,7 @@ import functools
 
 import torch
 
+from sige.kernels import backends
 from sige.kernels.activations import ACTIVATIONS
 from sige.kernels.cpu import panels, winograd
 from sige.kernels.cpu.library import Task, address, library, plain
@@ -21,7 +22,13 @@ def _zeros(channels, dtype):
 
 @functools.lru_cache(maxsize=None)
 def _multiplies_tiles():
-    return bool(library().multiplies_tiles())
+    found = library().multiplies_tiles()
+    if found < 0:
+        backends.say_once(
+            "kernel backend 'cpu' composes its bfloat16 products of PyTorch's operators: the system does not let this process multiply "
+            "tiles (AMX), which the CPU could"
+        )
+    return found > 0
 
 
 def served(*tensors):
@@ -31,10 +38,12 @@ def served(*tensors):
 
 
 def multiplied(rows, source, weight, *others, groups=1):
-    """Whether a product for so many ``rows`` is compiled: ungrouped ones of float32, and of bfloat16, where the CPU multiplies tiles of
-    it, those of several taps and of little linear layers."""
-    if groups != 1 or not served(source, weight, *others):
+    """Whether a product for so many ``rows`` is compiled: depthwise ones, ungrouped ones of float32, and of bfloat16, where the CPU
+    multiplies tiles of it, those of several taps and of little linear layers."""
+    if not served(source, weight, *others) or groups != 1 and not len(weight) == source.shape[1] == groups:
         return False
+    if groups != 1:
+        return True
     if source.dtype == torch.float32:
         return True
     several = weight.dim() == 4 and weight.shape[2:].numel() > 1
@@ -48,7 +57,8 @@ def of_dtype(name, tensor):
 
 def product(source, index, weight, bias, count, quads=None):
     """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None, or by
-    ``quads``, as `winograd` finds them. All numbers are float32, or all bfloat16."""
+    ``quads``, as `winograd` finds them; of a depthwise convolution where ``weight`` has fewer channels than ``source``. All numbers are
+    float32, or all bfloat16."""
     return finished_product(source, index, weight, bias, count, quads=quads)[0]
 
 
@@ -74,8 +84,10 @@ def finished_product(
     given = {name: plain(tensor) for name, tensor in given.items() if tensor is not None}
     taps, channels = 1 if index is None or index.dim() == 1 else index.shape[1], source.shape[1]
     given.update(zeros=_zeros(channels, dtype), raw=out, second=second)
-    arranged = panels.in_tiles
-    if dtype == torch.float32:
+    name, arranged = "conv_rows", panels.in_tiles
+    if weight.shape[1] < channels:
+        name, arranged = "conv_depthwise", panels.by_channel
+    elif dtype == torch.float32:
         quads = quads or winograd.quads(index, count, len(source), weight)
         arranged = panels.by_output if quads is None else winograd.arranged(quads)
         given.update(partial=second if out is None else out)
@@ -88,7 +100,7 @@ def finished_product(
         side, windows, members = quads
         library().conv_quads(ctypes.addressof(task), address(windows), address(members), len(windows), side, threads)
     else:
-        of_dtype("conv_rows", source)(ctypes.addressof(task), threads)
+        of_dtype(name, source)(ctypes.addressof(task), threads)
     return out, second
 
 

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import types
 
 import pytest
 import torch
@@ -99,6 +100,17 @@ def test_without_it_products_are_composed_and_the_reason_is_said_once(cache, mon
     said = [record.getMessage() for record in caplog.records]
     assert all(torch.allclose(*result, atol=1e-5) for result in results)
     assert (len(said), reason in said[0], list(backends.declined())) == (1, True, said)
+
+
+@pytest.mark.parametrize("answer, said", [(1, 0), (0, 0), (-1, 1)], ids=["it may", "it cannot", "it is not let"])
+def test_a_system_that_keeps_the_cpus_tiles_to_itself_is_named(monkeypatch, answer, said):
+    monkeypatch.setattr(backends, "_declined", [])
+    monkeypatch.setattr(product, "library", lambda: types.SimpleNamespace(multiplies_tiles=lambda: answer))
+    weight = random(8, 8, 3, 3).bfloat16()
+    product._multiplies_tiles.cache_clear()
+    multiplied = [product.multiplied(9, random(9, 8).bfloat16(), weight) for _ in range(2)]
+    product._multiplies_tiles.cache_clear()
+    assert (multiplied, len(backends.declined())) == ([answer > 0] * 2, said)
 
 
 def test_it_is_not_built_on_a_mac(monkeypatch):

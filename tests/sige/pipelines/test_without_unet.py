@@ -58,6 +58,10 @@ def session(pipe):
     return sige.Session(pipe, dataclasses.replace(sige.policy("incremental"), **dials))
 
 
+def test_its_usual_policy_is_that_of_tokens(pipe):
+    assert sige.Session(pipe).policy is sige.policy("tokens")
+
+
 @pytest.fixture(scope="module")
 def noise():
     """Latents (1, 4, 16, 16): the recording's, and others."""
