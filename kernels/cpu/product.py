@@ -10,8 +10,10 @@ from sige.kernels.activations import ACTIVATIONS
 from sige.kernels.cpu import panels, winograd
 from sige.kernels.cpu.library import Task, address, library, plain
 
-# Linear layers of bfloat16 with no more rows and weights take 0.65 to 1.3 of the time of oneDNN's on an Intel Xeon, and what follows
-# them is done to their sums; larger ones take up to 3.2 of it.
+# Linear layers of so many rows oneDNN does faster: of float32 in 0.73 to 0.96 of the time from 400 rows on, with what follows them
+# in 0.76 to 1.01, in 0.9 to 1.19 of it with 162 (an Intel Xeon). Of bfloat16 those of no more rows and weights take 0.65 to 1.3 of
+# oneDNN's time, larger ones up to 3.2 of it.
+FLOAT_ROWS = 384
 LINEAR_ROWS, LINEAR_WEIGHTS = 1024, 1 << 19
 
 
@@ -38,16 +40,17 @@ def served(*tensors):
 
 
 def multiplied(rows, source, weight, *others, groups=1):
-    """Whether a product for so many ``rows`` is compiled: depthwise ones, ungrouped ones of float32, and of bfloat16, where the CPU
-    multiplies tiles of it, those of several taps and of little linear layers."""
+    """Whether a product for so many ``rows`` is compiled: depthwise ones; ungrouped ones of several taps, in bfloat16 where the CPU
+    multiplies tiles of it; little linear layers."""
     if not served(source, weight, *others) or groups != 1 and not len(weight) == source.shape[1] == groups:
         return False
-    if groups != 1:
+    if groups != 1 or source.dtype == torch.bfloat16 and not _multiplies_tiles():
+        return groups != 1
+    if weight.dim() == 4 and weight.shape[2:].numel() > 1:
         return True
     if source.dtype == torch.float32:
-        return True
-    several = weight.dim() == 4 and weight.shape[2:].numel() > 1
-    return (several or rows <= LINEAR_ROWS and weight.numel() <= LINEAR_WEIGHTS) and _multiplies_tiles()
+        return rows <= FLOAT_ROWS
+    return rows <= LINEAR_ROWS and weight.numel() <= LINEAR_WEIGHTS
 
 
 def of_dtype(name, tensor):

@@ -21,7 +21,7 @@ def session(unet, small, images):
 def test_unknown_policy_lists_the_names(unet):
     with pytest.raises(
         PolicyError,
-        match="unknown policy 'sigee': choose one of sige, sige_public, pixel, fisedit, fisedit_radical, incremental, dense",
+        match="unknown policy 'sigee': choose one of sige, sige_public, pixel, fisedit, fisedit_radical, incremental, tokens, dense",
     ):
         sige.Session(unet, "sigee")
 
