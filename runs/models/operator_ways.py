@@ -57,7 +57,7 @@ def _parts(call):
 def _conv_rows(call):
     source, weight, bias = _parts(call)
     index = operators.taps(call.rows.cpu(), call.shape).to(source.device)
-    return lambda: ops.conv_rows(source, index, weight, bias)
+    return lambda: ops.conv_rows(source, index, weight, bias, call.shape.get("groups", 1))
 
 
 def _windows(call):
@@ -84,6 +84,19 @@ def _gather_matmul(call):
     return lambda: F.linear(source.index_select(0, flat).view(len(index), -1), matrix, bias)
 
 
+def _gather_conv(call):
+    """Each position's window as a little map of its own: for convolutions in groups, which are no matrix product."""
+    _, weight, bias = _parts(call)
+    source, index = _padded(call, operators.taps(call.rows.cpu(), call.shape).to(call.sample.device))
+    flat, side = index.flatten(), call.shape["kernel"]
+
+    def run():
+        windows = source.index_select(0, flat).view(len(index), side, side, -1).permute(0, 3, 1, 2)
+        return F.conv2d(windows, weight, bias, groups=call.shape.get("groups", 1)).flatten(1)
+
+    return run
+
+
 def _blocks(call):
     _, weight, bias = _parts(call)
     side, index = _windows(call)
@@ -92,7 +105,11 @@ def _blocks(call):
 
     def run():
         blocks = source.index_select(0, flat).view(-1, side, side, channels).permute(0, 3, 1, 2)
-        return F.conv2d(blocks, weight, bias).permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+        return (
+            F.conv2d(blocks, weight, bias, groups=call.shape.get("groups", 1))
+            .permute(0, 2, 3, 1)
+            .reshape(-1, weight.shape[0])
+        )
 
     return run
 
@@ -243,7 +260,7 @@ _CONVOLUTION = {
     "whole_map": _whole_map(torch.channels_last),
 }
 WAYS: dict[str, dict[str, Callable]] = {
-    "conv_rows": {"kernel": _conv_rows, **_CONVOLUTION},
+    "conv_rows": {"kernel": _conv_rows, "gather_conv": _gather_conv, **_CONVOLUTION},
     "conv_tiles": {"kernel": _conv_tiles, **_CONVOLUTION},
     "conv_map": {
         "kernel": _conv_map,

@@ -42,8 +42,8 @@ class Operator(torch.nn.Module):
         self.operator, self.shape = operator, shape
         channels, outputs = shape["channels"], shape.get("outputs", shape["channels"])
         if operator in _CONVOLUTIONS:
-            side = shape["kernel"]
-            self.weight = _parameter(outputs, channels, side, side, scale=(channels * side * side) ** -0.5)
+            side, each = shape["kernel"], channels // shape.get("groups", 1)
+            self.weight = _parameter(outputs, each, side, side, scale=(each * side * side) ** -0.5)
             self.bias = _parameter(outputs)
         elif operator == "linear_rows":
             self.weight, self.bias = _parameter(outputs, channels, scale=channels**-0.5), _parameter(outputs)
@@ -62,7 +62,8 @@ class Operator(torch.nn.Module):
         Of `update_statistics_` at every tile, (1, 2*groups + 2*C, H/tile, W/tile): its sums, and the map's scale and shift.
         """
         if self.operator in _CONVOLUTIONS:
-            return F.conv2d(sample, self.weight, self.bias, padding=self.shape["kernel"] // 2)
+            groups = self.shape.get("groups", 1)
+            return F.conv2d(sample, self.weight, self.bias, padding=self.shape["kernel"] // 2, groups=groups)
         if self.operator == "linear_rows":
             return F.conv2d(sample, self.weight[:, :, None, None], self.bias)
         if self.operator == "affine_rows":
@@ -170,9 +171,9 @@ def work(model: dict, count: int, read: int, itemsize: int) -> tuple[int, int]:
     if operator in _CONVOLUTIONS:
         taps = shape["kernel"] ** 2
         index = {"conv_rows": count * taps, "conv_tiles": count // TILE**2 * (TILE + shape["kernel"] - 1) ** 2}
-        macs = count * taps * channels * outputs
-        numbers = read * channels + taps * channels * outputs + count * outputs
-        return macs, numbers * itemsize + 8 * index.get(operator, 0)
+        weights = taps * channels * outputs // shape.get("groups", 1)
+        numbers = read * channels + weights + count * outputs
+        return count * weights, numbers * itemsize + 8 * index.get(operator, 0)
     if operator == "linear_rows":
         return count * channels * outputs, (count * (channels + outputs) + channels * outputs) * itemsize
     if operator == "attend":

@@ -185,7 +185,7 @@ GEOMETRIES = pytest.mark.parametrize(
         pytest.param((3, 17, 3, 1), id="3x3"),
         pytest.param((72, 24, 3, 1), id="3x3 of many channels"),
         pytest.param((34, 48, 3, 2), id="3x3 groups 2"),
-        pytest.param((17, 17, 3, 17), id="depthwise"),
+        pytest.param((83, 83, 3, 83), id="depthwise"),
         pytest.param((40, 24, 0, 1), id="linear"),
         pytest.param((640, 24, 0, 1), id="linear split"),
     ],

@@ -8,7 +8,7 @@ from sige.runs.methods import operator
 from sige.runs.models import operator_ways, operators
 from sige.runs.models.zoo import Zoo
 
-SHAPE = {"height": 32, "width": 48, "channels": 16, "outputs": 24, "kernel": 3, "groups": 4, "heads": 2}
+SHAPE = {"height": 32, "width": 48, "channels": 16, "outputs": 24, "kernel": 3, "heads": 2}
 PICTURE = {"channels": 3, "height": 64, "width": 96}
 LOADER = "sige.runs.models.operators"
 CPU = {"name": "cpu", "device": "cpu", "dtype": "float32"}
@@ -17,7 +17,8 @@ EVERY = [pytest.param(name, way, id=f"{name}-{way}") for name, ways in operator_
 
 def config(name, **shape):
     model = {"name": "small", "loader": LOADER, "weights": "random", "seed": 0, "operator": name, "input": PICTURE}
-    return {**model, "map": {**SHAPE, **shape}}
+    groups = {"groups": 4} if name == "update_statistics_" else {}
+    return {**model, "map": {**SHAPE, **groups, **shape}}
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def mask():
 def runner():
     """``runner(operator, way)`` and the inputs of its step."""
 
-    def make(name, way):
-        model = config(name)
+    def make(name, way, **shape):
+        model = config(name, **shape)
         zoo = Zoo(model, "cpu")
         return operator.build("it", {"way": way}, zoo, CPU), zoo.inputs(torch.zeros(3, 64, 96), 3)
 
@@ -78,6 +79,21 @@ def test_what_a_convolution_moves_and_multiplies(runner, mask):
     positions, weight = 32 * 48, 9 * 16 * 24
     moved = 4 * (positions * 16 + weight + positions * 24) + 8 * positions * 9
     assert (made.work.multiplies, made.work.bytes) == (positions * weight, moved)
+
+
+@pytest.mark.parametrize("outputs", [16, 32])
+@pytest.mark.parametrize("way", ["kernel", "gather_conv", "blocks", "whole_map"])
+def test_every_way_of_a_depthwise_convolution(runner, mask, way, outputs):
+    made, inputs = runner("conv_rows", way, groups=16, outputs=outputs)
+    exact = made.module.double()(inputs[0].double())
+    made.module.float()
+    assert torch.allclose(made.step(inputs, mask).output.double(), exact, atol=2e-5)
+
+
+def test_what_a_depthwise_convolution_multiplies(runner, mask):
+    made, inputs = runner("conv_rows", "kernel", groups=16, outputs=16)
+    made.step(inputs, torch.ones_like(mask))
+    assert made.work.multiplies == 32 * 48 * 9 * 16
 
 
 def test_what_an_update_of_statistics_moves(runner, mask):
