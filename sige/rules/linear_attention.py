@@ -77,7 +77,7 @@ def _over_positions(forward, first, second):
             for name, x in (("summed", first), ("summed by", second))
         ]
         whole = active.count == active.batch * active.height * active.width
-        if None not in old and not whole:
+        if not whole and all(rows is not None for rows in old):
             old = (rows.view_as(x.rows).to(x.dtype) for rows, x in zip(old, (first, second)))
             sums = forward.recall(key) + sums - _sums(forward, active, *old)
         forward.keep_value(key, "kv", sums)

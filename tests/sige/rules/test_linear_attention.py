@@ -132,6 +132,16 @@ def test_sums_follow_edits_that_stay_and_edits_that_go(policy, make, replay):
     assert ((found - exact)[active].norm() / exact[active].norm()).item() < 1e-6
 
 
+@pytest.mark.parametrize(
+    "dtype, most", [(torch.bfloat16, 1e-3), (torch.float8_e4m3fn, 5e-2)], ids=["bfloat16", "float8"]
+)
+@pytest.mark.parametrize("make", SUMS)
+def test_keys_and_values_may_be_remembered_in_fewer_bits(trial, make, dtype, most):
+    done = trial(make, mask="small", dilation=0, state_dtype=dtype)
+    active = done.effect.active[:, None].expand_as(done.after)
+    assert 1e-7 < ((done.after - done.dense)[active].norm() / done.dense[active].norm()).item() < most
+
+
 @pytest.mark.parametrize("make", SUMS)
 def test_bfloat16_errs_no_more_than_the_dense_model_does(trial, make):
     exact = trial(make, mask="small", dilation=0)
