@@ -55,7 +55,7 @@ def settle(forward):
     for found in forward.delayed:
         held = found()
         if held is not None:
-            held.value(forward)
+            held._value = forward.densify(held.value(forward))
 
 
 def _settled(leaf):

@@ -141,16 +141,16 @@ class Forward:
         return rows
 
     def exchange_map(self, key, kind, active, rows):
-        """Remember a map like :meth:`keep_map`, and give the rows (n, C) that it held before; None while recording, and where the set
-        is full."""
+        """Remember a map like :meth:`keep_map`, whatever the ``state_dtype``, and give the rows (n, C) that it held before, for
+        differences; None while recording, and where the set is full."""
         if self.recording:
-            self._remember(key, kind, rows.clone())
+            self.memory.remember(key, kind, rows.clone())
             self.memory.reads[key] = [("set", active.height, active.width, active.kind)]
             return None
         entry = self.memory.recall(key)
         if active.full:
             self.journal.value(entry)
-            entry.value = rows.clone().to(entry.value.dtype)
+            entry.value = rows.clone()
             return None
         return self.journal.exchange(entry, active.positions, rows)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sige.active_tensor import ActiveTensor
-from sige.delayed import Delayed, any_delayed, delay
+from sige.delayed import Delayed, delay
 from sige.rules.attention import attention, finds_keys
 from sige.rules.features import squeeze
 from sige.rules.folding import Heads, folded
@@ -69,8 +69,7 @@ def einsum_product(forward, equation, first, second, run):
     if first is None or second is None:
         return None
     out = product(forward, first, second, run)
-    if out is None and not any_delayed((first, second)):
-        out = linear_product(forward, first, second)
+    out = linear_product(forward, first, second) if out is None else out
     return None if out is None else _in_order(forward, out, batch + rows + columns, of_out)
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from sige.active_tensor import ActiveTensor
 from sige.joint_set import JointSet
 from sige.rules.fallback import otherwise
+from sige.rules.linear_attention import softmax_over_positions
 from sige.rules.registry import rule
 from sige.rules.sequence import narrow as narrow_positions
 from sige.rules.shape import view
@@ -183,7 +184,9 @@ def _feature_slices(x, items):
 
 @rule(F.softmax, torch.softmax, T.softmax)
 def softmax(forward, func, x, dim=None, *args, **kwargs):
-    """Over one feature axis; over positions there is no rule."""
+    """Over one feature axis, or over all positions, of which a product makes sums."""
+    if isinstance(x, ActiveTensor) and dim is not None and x.axes[dim] == "p":
+        return softmax_over_positions(forward, func, x, dim, args, kwargs)
     if not isinstance(x, ActiveTensor) or dim is None or x.axes[dim] != "f" or any(x.pad):
         return otherwise(forward, func, (x, dim, *args), kwargs)
     return _with(x, func(x.rows, _place(x, dim % x.dim()), *args, **kwargs), x.axes)

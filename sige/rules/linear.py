@@ -65,6 +65,9 @@ def _conditioning(forward, func, input, weight, bias):
 
 def _product(func, forward, first, second, **kwargs):
     """A product that is not one of attention's two, counted."""
+    found = None if kwargs else linear_product(forward, first, second)
+    if found is not None:
+        return found
     first, second, kwargs = carried_out(forward, (first, second, kwargs))
     found = None if kwargs else linear_product(forward, first, second)
     if found is not None:

@@ -4,28 +4,58 @@
 
 An edit takes the products of its rows' old keys and values out of the remembered sums and puts the new ones in, so that the sums are
 those of the whole edited map, at a cost proportional to the edit. Queries are those of the active positions, as in any attention.
+
+Keys may go through a softmax over all positions before. It is put off until the product: e^(key - c) is what is summed, alone and
+with the values, about the recorded largest key c of each channel.
 """
+
+import dataclasses
 
 import torch
 
 from sige.active_tensor import ActiveTensor
+from sige.delayed import Delayed, delay
 from sige.kernels import backends
 from sige.rules.autocast import cast
+from sige.rules.fallback import otherwise
+
+
+@dataclasses.dataclass
+class Weights:
+    """What a delayed tensor is: the softmax of ``inner`` over its positions."""
+
+    inner: ActiveTensor
+
+
+def softmax_over_positions(forward, func, x, dim, args, kwargs):
+    """A softmax of an active tensor over all positions: put off, for the product that may come."""
+
+    def run(forward, x):
+        return otherwise(forward, func, (x, dim, *args), kwargs)
+
+    known = not forward.is_dense_here() and not args and not kwargs and x.settled and x.axes[0] == "b"
+    return delay(forward, Weights(x), x.shape, x.dtype, x.device, (run, (x,), {})) if known else run(forward, x)
+
+
+def _is_weights(x):
+    return isinstance(x, Delayed) and isinstance(x.what, Weights)
 
 
 def linear_product(forward, first, second):
     """``first @ second`` where positions are what is summed over (a plain tensor), or where one of the two is plain and features are
-    (an active tensor); None otherwise. Neither is a delayed tensor."""
+    (an active tensor); None otherwise."""
+    soft = [_is_weights(x) for x in (first, second)]
+    first, second = (x.what.inner if is_soft else x for x, is_soft in zip((first, second), soft))
     active = [isinstance(x, ActiveTensor) for x in (first, second)]
-    if not any(active) or forward.is_dense_here() or first.dim() < 2 or second.dim() < 2:
+    if not any(active) or forward.is_dense_here() or any(isinstance(x, Delayed) for x in (first, second)):
         return None
-    if not all(x.is_floating_point() for x in (first, second)):
+    if first.dim() < 2 or second.dim() < 2 or not all(x.is_floating_point() for x in (first, second)):
         return None
     first, second = cast(first, second)
-    if first.dtype != second.dtype:
+    if first.dtype != second.dtype or any(soft) and (all(soft) or not all(active)):
         return None
     if all(active):
-        return _over_positions(forward, first, second)
+        return _over_positions(forward, first, second, soft)
     if active[0]:
         return _over_features(forward, first, second, ("p", "f"))
     return _over_features(forward, second, first.transpose(-1, -2), ("f", "p"))
@@ -63,33 +93,49 @@ def _first_heads(rows):
     return rows.transpose(0, 1) if rows.dim() == 3 else rows
 
 
-def _over_positions(forward, first, second):
-    """(B, [heads,] e, d) from axes (b, [f,] f, p) and (b, [f,] p, f) at one set of positions; None for others."""
+def _over_positions(forward, first, second, soft):
+    """(B, [heads,] e, d) from axes (b, [f,] f, p) and (b, [f,] p, f) at one set of positions; None for others. soft: of which of them
+    the softmax over the positions is meant."""
     heads = _heads(first, ("f", "p"))
     alike = heads is not None and heads == _heads(second, ("p", "f")) and first.active is second.active
     if not alike or not (first.settled and second.settled) or heads and first.shape[1] != second.shape[1]:
         return None
     active, key = first.active, forward.key("sums")
-    sums = _sums(forward, active, first.rows, second.rows)
+    whole = active.count == active.batch * active.height * active.width
+    centre = None
+    if any(soft):
+        keys, place = (first if soft[0] else second).rows, (key[0], "centre of sums", key[2])
+        if whole:
+            centre = torch.stack([keys[slice(*span)].amax(0) for span in active.segments])
+            forward.keep_value(place, "kv", centre)
+        else:
+            centre = forward.recall(place)
+    sums = _sums(forward, active, (first.rows, second.rows), soft, centre)
     if forward.policy.kv != "active":
         old = [
             forward.exchange_map((key[0], name, key[2]), "kv", active, x.rows.flatten(1))
             for name, x in (("summed", first), ("summed by", second))
         ]
-        whole = active.count == active.batch * active.height * active.width
         if not whole and all(rows is not None for rows in old):
-            old = (rows.view_as(x.rows).to(x.dtype) for rows, x in zip(old, (first, second)))
-            sums = forward.recall(key) + sums - _sums(forward, active, *old)
+            old = [rows.view_as(x.rows) for rows, x in zip(old, (first, second))]
+            gone = _sums(forward, active, old, soft, centre)
+            sums = tuple(kept + new - less for kept, new, less in zip(forward.recall(key), sums, gone))
         forward.keep_value(key, "kv", sums)
-    return sums.to(first.dtype)
+    products, *weights = sums
+    if weights:
+        products = products / (weights[0][..., None] if soft[0] else weights[0][..., None, :])
+    return products.to(first.dtype)
 
 
-def _sums(forward, active, first, second):
-    """Products of the rows (n, [heads,] e) and (n, [heads,] d) of a set, summed over each sample's, in the widest dtype there is."""
-    forward.count("attention", first.numel() * second.shape[-1])
-    wide = torch.promote_types(first.dtype, torch.float32)
-    spans = [slice(*span) for span in active.segments]
-    parts = [
-        _first_heads(first[span].to(wide)).transpose(-1, -2) @ _first_heads(second[span].to(wide)) for span in spans
-    ]
-    return torch.stack(parts).to(backends.widest(first.device.type))
+def _sums(forward, active, pair, soft, centre):
+    """Products of rows (n, [heads,] e) and (n, [heads,] d) of a set, summed over each sample's, in the widest dtype there is; beside
+    them, where one of the pair is ``soft``, the sums of its weights."""
+    forward.count("attention", pair[0].numel() * pair[1].shape[-1])
+    wide, widest = torch.promote_types(pair[0].dtype, torch.float32), backends.widest(pair[0].device.type)
+    products, weights = [], []
+    for sample, span in enumerate(active.segments):
+        parts = [rows[slice(*span)].to(wide) for rows in pair]
+        parts = [(part - centre[sample]).exp() if is_soft else part for part, is_soft in zip(parts, soft)]
+        products.append(_first_heads(parts[0]).transpose(-1, -2) @ _first_heads(parts[1]))
+        weights += [part.sum(0) for part, is_soft in zip(parts, soft) if is_soft]
+    return tuple(torch.stack(each).to(widest) for each in (products, weights) if each)

@@ -15,6 +15,7 @@ from sige.delayed import Delayed, any_delayed, carried_out, delay
 from sige.rules.attention import attention, finds_keys
 from sige.rules.fallback import is_metadata, otherwise
 from sige.rules.folding import Heads, folded
+from sige.rules.linear_attention import Weights
 from sige.rules.registry import RULES, registrar
 from sige.rules.scores import Scores, is_autocast, mask_of, partner, what_of
 from sige.rules.shape import split, transpose, view
@@ -127,7 +128,10 @@ def _kept(forward, func, x, *args, **kwargs):
 def _transposed(forward, func, x, first, second):
     if not isinstance(x, Delayed) or {first % x.dim(), second % x.dim()} != {x.dim() - 2, x.dim() - 1}:
         return None
-    heads, scores = what_of(x, Heads), what_of(x, Scores)
+    heads, scores, weights = (what_of(x, kind) for kind in (Heads, Scores, Weights))
+    if weights:
+        inner = transpose(forward, T.transpose, weights.inner, first, second)
+        return _again(forward, x, func, (x, first, second), {}, Weights(inner), inner.shape)
     if heads:
         inner = transpose(forward, T.transpose, heads.inner, 2, 3)
         return _refolded(forward, x, func, (x, first, second), {}, inner)

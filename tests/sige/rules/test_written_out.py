@@ -316,7 +316,8 @@ def _small():
     return mask
 
 
-def test_scores_that_somebody_keeps_are_theirs(trial):
+@pytest.mark.parametrize("text", [False, True], ids=["self", "text"])
+def test_scores_that_somebody_keeps_are_theirs(trial, text):
     """A list of attention maps, as prompt-to-prompt keeps it, looked at after the forward, and again in the next one."""
     kept = []
 
@@ -325,7 +326,7 @@ def test_scores_that_somebody_keeps_are_theirs(trial):
         kept.append(weights.detach())
         return _together(weights @ _heads(v))
 
-    assert trial(lambda: Net(collected)).error() < 1e-4
+    assert trial(lambda: Net(collected, text=text)).error() < 1e-4
     before, after, dense = kept
     assert ((after - dense).abs().max() < 1e-5, (before + after).shape) == (True, dense.shape)
 
