@@ -192,6 +192,20 @@ def softmax(forward, func, x, dim=None, *args, **kwargs):
     return _with(x, func(x.rows, _place(x, dim % x.dim()), *args, **kwargs), x.axes)
 
 
+@rule(F.normalize)
+def normalize(forward, func, input, p=2.0, dim=1, eps=1e-12, out=None):
+    """To length one over one feature axis, as in an RMS norm of a map."""
+    if (
+        not isinstance(input, ActiveTensor)
+        or not isinstance(dim, int)
+        or input.axes[dim] != "f"
+        or any(input.pad)
+        or out is not None
+    ):
+        return otherwise(forward, func, (input, p, dim, eps, out), {})
+    return _with(input, func(input.rows, p, _place(input, dim % input.dim()), eps), input.axes)
+
+
 @rule(torch.view_as_complex)
 def view_as_complex(forward, func, x):
     """The last feature axis holds real and imaginary parts, as in rotary embeddings."""

@@ -77,6 +77,12 @@ CASES = [
         id="layer norm in heads",
     ),
     pytest.param(net(adaptive), id="adaptive layer norm"),
+    pytest.param(net(lambda n, t: 3 * F.normalize(t, dim=-1)), id="length one"),
+    pytest.param(
+        net(lambda n, t: F.normalize(t.view(*t.shape[:2], 2, 4), 1.0, 2).flatten(2)), id="length one by heads"
+    ),
+    pytest.param(net(lambda n, t: F.normalize(t.transpose(1, 2)).transpose(1, 2)), id="length one over channels"),
+    pytest.param(net(lambda n, t: F.pad(t, (1, 2), value=0.5)[..., 1:-2]), id="constants beside features"),
     pytest.param(net(lambda n, t: t.unsqueeze(1).squeeze(1)), id="additional dimension"),
     pytest.param(net(lambda n, t: t[:, :, None, :, None].squeeze((2, 4))), id="two dimensions of size one"),
     pytest.param(net(lambda n, t: t.squeeze(1)), id="nothing to squeeze"),
@@ -95,6 +101,7 @@ CASES = [
     pytest.param(net(lambda n, t: t.clip(-0.5, 0.5) + t.pow(2) + t**3), id="clip and powers"),
 ]
 DENSE = [
+    pytest.param(net(lambda n, t: F.normalize(t, dim=1)), "normalize", id="length one over positions"),
     pytest.param(net(lambda n, t: t - t.mean(1, keepdim=True)), "mean", id="mean over positions"),
     pytest.param(net(lambda n, t: t - t.mean()), "mean", id="mean of everything"),
     pytest.param(net(lambda n, t: torch.stack(t.unbind(1), 1)), "unbind", id="unbound positions"),

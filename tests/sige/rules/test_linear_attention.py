@@ -18,6 +18,7 @@ class Net(nn.Module):
         super().__init__()
         self.qkv, self.out = nn.Conv2d(8, 3 * HEADS * WIDTH, 1), nn.Conv2d(HEADS * WIDTH, 8, 1)
         self.weight = nn.Parameter(torch.randn(HEADS * WIDTH, HEADS * WIDTH))
+        self.learned = nn.Parameter(torch.randn(HEADS, WIDTH, 3))
         self.attend = attend
 
     def forward(self, x):
@@ -66,16 +67,23 @@ def soft_tokens(net, q, k, v):
     return (q @ (k.softmax(dim=1).transpose(1, 2) @ v)).transpose(1, 2)
 
 
+def beside_learned_keys(net, q, k, v):
+    """Three keys and values that belong to no position."""
+    k, v = (torch.cat((net.learned.expand(len(x), -1, -1, -1), _heads(x)), dim=-1) for x in (k, 30 * v))
+    sums = torch.einsum("bhdn,bhen->bhde", k.softmax(dim=-1), v)
+    return torch.einsum("bhde,bhdn->bhen", sums, _heads(q)).flatten(1, 2)
+
+
 def by_a_matrix(net, q, k, v):
     """Plain matrices before and behind tokens."""
     return net.weight @ q + (v.transpose(1, 2) @ net.weight).transpose(1, 2) + k
 
 
 SPELLINGS = [
-    pytest.param(lambda attend=attend: Net(attend), id=attend.__name__)
-    for attend in (values_by_keys, keys_by_values, one_head, einsums, soft_keys, soft_tokens, by_a_matrix)
-]
-SUMS = SPELLINGS[:-1]
+    values_by_keys, keys_by_values, one_head, einsums, soft_keys, soft_tokens, beside_learned_keys, by_a_matrix,
+]  # fmt: skip
+SPELLINGS = [pytest.param(lambda attend=attend: Net(attend), id=attend.__name__) for attend in SPELLINGS]
+SUMS = SPELLINGS[:-2]
 
 
 @pytest.mark.parametrize("kv", ["remembered", "active"])
