@@ -4,6 +4,7 @@ from sige.rules import (  # noqa: F401
     attention,
     convolution,
     features,
+    global_pooling,
     linear,
     normalization,
     padding,

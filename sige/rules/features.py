@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from sige.active_tensor import ActiveTensor
 from sige.joint_set import JointSet
 from sige.rules.fallback import otherwise
+from sige.rules.global_pooling import over_all_positions, pooled
 from sige.rules.linear_attention import softmax_over_positions
 from sige.rules.registry import rule
 from sige.rules.sequence import narrow as narrow_positions
@@ -268,8 +269,16 @@ def repeat_interleave(forward, func, x, repeats, dim=None, **kwargs):
 
 @rule(torch.mean, T.mean, torch.sum, T.sum)
 def over_features(forward, func, x, dim=None, keepdim=False, **kwargs):
-    """Means and sums over feature axes alone, as in an RMS norm written out."""
+    """Means and sums over feature axes alone, as in an RMS norm written out, or over all positions."""
     dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    if (
+        isinstance(x, ActiveTensor)
+        and dims
+        and not kwargs
+        and not forward.is_dense_here()
+        and over_all_positions(x, dims)
+    ):
+        return pooled(forward, x, keepdim, func in (torch.mean, T.mean))
     if not isinstance(x, ActiveTensor) or not dims or any(x.axes[d] != "f" for d in dims) or any(x.pad):
         given = {} if dim is None else {"dim": dim, "keepdim": keepdim}
         return otherwise(forward, func, (x,), {**given, **kwargs})
