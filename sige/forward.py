@@ -152,7 +152,9 @@ class Forward:
             self.journal.value(entry)
             entry.value = rows.clone()
             return None
-        return self.journal.exchange(entry, active.positions, rows)
+        old = self.journal.rows(entry, entry.value, active.positions)
+        ops.scatter_rows_(entry.value, active.positions, rows)
+        return old
 
     def reads(self, source, *what):
         """Note that rows of the remembered map ``source`` are read: ``what`` says which, see ``sige.state.needs``."""

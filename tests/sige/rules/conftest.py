@@ -78,3 +78,37 @@ def trial(policy):
         return Trial(build(make), chosen, area, unchanged, batch)
 
     return run
+
+
+@pytest.fixture
+def edits_in_a_row(policy):
+    """``run(make, **settings)``: edits of three steps that are taken back (the first traced, the others replayed), one that stays, and
+    one of other positions after it. Gives what the last one makes, and its error at the active positions against float64."""
+
+    def run(make, **settings):
+        model, (x, y, z) = build(make), torch.randn(3, 1, 8, SIDE, SIDE)
+        masks = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+        masks[0, 8:16, 8:20] = masks[1, 12:24, 4:12] = True
+        session = sige.Session(model, policy(dilation=0), **settings)
+
+        def steps(image):
+            return [model(image + step) for step in range(3)]
+
+        with session.record():
+            steps(x)
+        for _ in range(3):
+            with session.edit(masks[0]):
+                steps(torch.where(masks[0], z, x))
+            session.undo()
+        with session.edit(masks[0]):
+            steps(torch.where(masks[0], y, x))
+        session.commit()
+        edited = torch.where(masks[1], z, torch.where(masks[0], y, x))
+        with session.edit(masks[1]) as effect:
+            found = steps(edited)
+        with torch.no_grad():
+            exact = model.double()(edited.double())
+        active = effect.active[:, None].expand_as(exact)
+        return found, ((found[0] - exact)[active].norm() / exact[active].norm()).item()
+
+    return run

@@ -102,7 +102,9 @@ CASES = [
 ]
 DENSE = [
     pytest.param(net(lambda n, t: F.normalize(t, dim=1)), "normalize", id="length one over positions"),
-    pytest.param(net(lambda n, t: t - t.mean(1, keepdim=True, dtype=torch.float32)), "mean", id="mean in a named dtype"),
+    pytest.param(
+        net(lambda n, t: t - t.mean(1, keepdim=True, dtype=torch.float32)), "mean", id="mean in a named dtype"
+    ),
     pytest.param(net(lambda n, t: t - t.mean()), "mean", id="mean of everything"),
     pytest.param(net(lambda n, t: torch.stack(t.unbind(1), 1)), "unbind", id="unbound positions"),
     pytest.param(net(lambda n, t: t.repeat(1, 2, 1)[:, :1024]), "repeat", id="positions twice"),
