@@ -3,6 +3,8 @@
 from sige.rules import (  # noqa: F401
     attention,
     convolution,
+    einsum,
+    elementwise,
     features,
     global_pooling,
     linear,
@@ -11,6 +13,7 @@ from sige.rules import (  # noqa: F401
     patches,
     pointwise,
     pooling,
+    reductions,
     resampling,
     sequence,
     shape,

@@ -61,7 +61,7 @@ _MULTIPLIES = frozenset(
 )  # fmt: skip
 
 
-def _counted(forward, func, args, kwargs):
+def counted(forward, func, args, kwargs):
     """Run ``func``, counting what it multiplies."""
     if func not in _MULTIPLIES:
         return func(*args, **kwargs)
@@ -110,7 +110,7 @@ def otherwise(forward, func, args, kwargs, instead=None):
     if not _any_active(args) and not _any_active(kwargs.values()):
         if forward.apart:
             _check_apart(forward, func, args, kwargs)
-        return _counted(forward, func, args, kwargs)
+        return counted(forward, func, args, kwargs)
     if is_metadata(func):
         return func(*args, **kwargs)
     flat, tree = tree_flatten((args, kwargs))
@@ -122,9 +122,9 @@ def otherwise(forward, func, args, kwargs, instead=None):
     if like is flat[0] and (_writes(name.split(".")[-1]) or kwargs.get("inplace")):
         plain[0] = plain[0].clone()
         args, kwargs = tree_unflatten(plain, tree)
-        return _written(forward, func, like, plain[0], _counted(forward, func, args, kwargs))
+        return _written(forward, func, like, plain[0], counted(forward, func, args, kwargs))
     args, kwargs = tree_unflatten(plain, tree)
-    result = _counted(forward, instead or func, args, kwargs)
+    result = counted(forward, instead or func, args, kwargs)
     if isinstance(result, torch.Tensor) and result.shape == like.shape and like.settled:
         return forward.activate(result, like.axes, like.active)
     return result

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from sige.active_tensor import ActiveTensor
 from sige.delayed import carried_out
 from sige.kernels import ops
-from sige.rules.attention_products import added_product, einsum_product, product
+from sige.rules.attention_products import added_product, product
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
 from sige.rules.linear_attention import linear_product
 from sige.rules.registry import rule
-from sige.rules.shape import permute
 
 
 @rule(F.linear)
@@ -63,7 +62,7 @@ def _conditioning(forward, func, input, weight, bias):
     return out
 
 
-def _product(func, forward, first, second, **kwargs):
+def product_of_any(func, forward, first, second, **kwargs):
     """A product that is not one of attention's two, counted."""
     found = None if kwargs else linear_product(forward, first, second)
     if found is not None:
@@ -82,7 +81,7 @@ def _product(func, forward, first, second, **kwargs):
 )
 def matmul(forward, func, input, other=None, *, mat2=None, **kwargs):
     other = mat2 if other is None else other
-    run = functools.partial(_product, func, **kwargs)
+    run = functools.partial(product_of_any, func, **kwargs)
     found = None if kwargs else product(forward, input, other, run)
     return run(forward, input, other) if found is None else found
 
@@ -100,24 +99,3 @@ def added_matmul(forward, func, input, batch1=None, batch2=None, *, mat1=None, m
 
     found = None if kwargs or not batched else added_product(forward, input, first, second, beta, alpha, run)
     return run(forward, input, first, second) if found is None else found
-
-
-@rule(torch.einsum)
-def einsum(forward, func, equation, *operands):
-    """Pure permutations such as ``nhwpqc->nchpwq`` move axes, and attention's two products have a rule; anything else has none."""
-    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    found = None
-    if isinstance(equation, str) and len(tensors) == 1:
-        found = _permuted(forward, equation, *tensors)
-    elif isinstance(equation, str) and len(tensors) == 2:
-        found = einsum_product(forward, equation, *tensors, functools.partial(_product, torch.matmul))
-    return otherwise(forward, func, (equation, *carried_out(forward, operands)), {}) if found is None else found
-
-
-def _permuted(forward, equation, x):
-    """An einsum of one active operand that moves axes; None otherwise."""
-    before, arrow, after = equation.replace(" ", "").partition("->")
-    plain = arrow and before.isalpha() and len(set(before)) == len(before) and sorted(before) == sorted(after)
-    if not plain or not isinstance(x, ActiveTensor) or len(before) != x.dim() or not x.settled:
-        return None
-    return permute(forward, torch.permute, x, [before.index(letter) for letter in after])

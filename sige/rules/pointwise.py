@@ -97,7 +97,7 @@ def dropout(forward, func, x, p=0.5, training=True, inplace=False):
     return x
 
 
-def _aligned(other, like):
+def aligned(other, like):
     """A plain tensor, broadcast against ``like``, as something that broadcasts against its rows."""
     if other.numel() == 1:
         return other.reshape(1) if other.dim() else other
@@ -166,7 +166,7 @@ def _binary_rows(forward, first, second):
             return None
         if other.dim() > like.dim() or other.device != like.device:
             return None
-        other = _aligned(other, like)
+        other = aligned(other, like)
     elif not isinstance(other, (int, float, bool)):
         return None
     return (like.rows, other, like) if like is first else (other, like.rows, like)

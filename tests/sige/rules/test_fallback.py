@@ -35,8 +35,7 @@ OPERATORS = [
     pytest.param(lambda x: F.lp_pool2d(x.abs() + 1, 2, 1), "lp_pool2d", id="lp_pool2d"),
     pytest.param(lambda x: torch.cumsum(x, 2), "cumsum", id="cumsum"),
     pytest.param(lambda x: x.softmax(3), "softmax", id="softmax"),
-    pytest.param(lambda x: torch.where(x > 0, x, -x), "where", id="where"),
-    pytest.param(lambda x: x - x.mean((2, 3), keepdim=True), "mean", id="mean"),
+    pytest.param(lambda x: x - x.mean(2, keepdim=True), "mean", id="mean"),
     pytest.param(lambda x: torch.cat([x, x]).chunk(2)[1], "cat", id="list of maps"),
     pytest.param(lambda x: x.flip(2), "flip", id="flip"),
     pytest.param(lambda x: x + x[:, 0].flip(1).unsqueeze(1), "flip", id="flip of one channel"),
@@ -173,7 +172,7 @@ class Multiplying(nn.Module):
 @pytest.mark.parametrize(
     "operator, macs",
     [
-        pytest.param(lambda x: torch.einsum("bchw,cd->bdhw", x, torch.ones(8, 8)), 8 * 8 * 64 * 64, id="einsum"),
+        pytest.param(lambda x: torch.einsum("bchw,hd->bcdw", x, torch.ones(64, 64)), 8 * 64**3, id="einsum"),
         pytest.param(
             lambda x: torch.conv_transpose2d(x, torch.ones(8, 4, 2, 2), stride=2, dilation=2),
             8 * 4 * 4 * 64 * 64,

@@ -1,0 +1,47 @@
+"""Functions along feature axes: largest values, norms, sums so far, other orders. Positions stay where they are."""
+
+import torch
+import torch.nn.functional as F
+
+from sige.active_tensor import ActiveTensor
+from sige.rules.fallback import otherwise
+from sige.rules.registry import rule
+
+T = torch.Tensor
+_FIRST = """
+amax amin argmax argmin max min logsumexp prod any all var std var_mean cumsum cumprod log_softmax flip argsort sort index_select
+""".split()
+# Function -> where its ``dim`` or ``dims`` stands behind the tensor.
+_PLACES = {getattr(place, name): 0 for name in _FIRST for place in (torch, T) if hasattr(place, name)}
+_PLACES |= {F.log_softmax: 0, F.glu: 0, torch.norm: 1, T.norm: 1, torch.linalg.vector_norm: 1, torch.roll: 1, T.roll: 1}
+_DEFAULTS = {F.glu: -1}
+
+
+@rule(*_PLACES)
+def along_features(forward, func, x, *args, **kwargs):
+    place = _PLACES[func]
+    name = next((name for name in ("dim", "dims") if name in kwargs), None)
+    dim = kwargs[name] if name else args[place] if len(args) > place else _DEFAULTS.get(func)
+    dims = (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else dim
+    listed = isinstance(dims, (tuple, list)) and len(dims) > 0 and all(isinstance(d, int) for d in dims)
+    known = listed and isinstance(x, ActiveTensor) and not any(isinstance(y, ActiveTensor) for y in args)
+    if not known or any(x.pad) or "out" in kwargs or any(not -x.dim() <= d < x.dim() or x.axes[d] != "f" for d in dims):
+        return otherwise(forward, func, (x, *args), kwargs)
+    dims = [d % x.dim() for d in dims]
+    inner = [1 + x.axes[:d].count("f") for d in dims]
+    inner = inner[0] if isinstance(dim, int) else inner
+    if name or len(args) <= place:
+        kwargs = {**kwargs, name or "dim": inner}
+    else:
+        args = (*args[:place], inner, *args[place + 1 :])
+    found = func(x.rows, *args, **kwargs)
+    made = [_wrapped(x, rows, dims) for rows in (found if isinstance(found, tuple) else (found,))]
+    if not isinstance(found, tuple):
+        return made[0]
+    return type(found)(made) if hasattr(found, "n_fields") else tuple(made)
+
+
+def _wrapped(x, rows, dims):
+    """Rows with or without the feature axes ``dims``."""
+    axes = x.axes if rows.dim() == x.rows.dim() else tuple(axis for d, axis in enumerate(x.axes) if d not in dims)
+    return ActiveTensor(rows, x.active, axes, None, x.scale, x.pad)
