@@ -50,7 +50,7 @@ ELEMENTWISE = {
 ALONG_FEATURES = {
     "largest": lambda n, x: x - x.amax(1, keepdim=True) + x.max(dim=1, keepdim=True)[0] + x.min(1).values[:, None],
     "where it is largest": lambda n, x: x + x.argmax(1, keepdim=True) + x.max(1, keepdim=True).indices,
-    "norms": lambda n, x: x / (x.norm(dim=1, keepdim=True) + torch.linalg.vector_norm(x, 1, dim=1)[:, None]),
+    "norms": lambda n, x: x / (torch.norm(x, dim=1)[:, None] + x.norm(1, 1, True) + torch.linalg.vector_norm(x, 1, dim=1)[:, None]),
     "spread": lambda n, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + x.std(dim=1, keepdim=True) + 0.1),
     "spread and mean": lambda n, x: torch.var_mean(x, (1,), keepdim=True)[0] * x,
     "softmax": lambda n, x: F.log_softmax(x, 1) + x.logsumexp(1, keepdim=True),

@@ -39,6 +39,11 @@ SPELLINGS = {
     "mean of both sides": lambda net, x: x + x.mean((2, 3), keepdim=True),
     "mean without its sides": lambda net, x: x + x.mean(dim=[-1, -2])[:, :, None, None],
     "sum": lambda net, x: x * torch.sum(x, (2, 3), keepdim=True),
+    "length": lambda net, x: x * torch.norm(x, p=2, dim=(2, 3), keepdim=True),
+    "length of channels last": lambda net, x: (
+        (y := x.permute(0, 2, 3, 1)).mul(y.norm(dim=(1, 2), keepdim=True)).permute(0, 3, 1, 2)
+    ),
+    "length of vectors": lambda net, x: x * torch.linalg.vector_norm(x, 2, (-2, -1), True),
     "tokens": by_tokens,
     "heads": by_heads,
     "functional": lambda net, x: x - F.adaptive_avg_pool2d(x, (1, 1)),
@@ -83,6 +88,7 @@ def other_sizes(net, x):
         pytest.param(other_sizes, id="a pooled map of more than one position"),
         pytest.param(lambda net, x: x + x.mean(2, keepdim=True), id="rows alone"),
         pytest.param(lambda net, x: x + x.mean((1, 2, 3), keepdim=True), id="features too"),
+        pytest.param(lambda net, x: x + x.norm(1, (2, 3), keepdim=True), id="sum of absolute values"),
     ],
 )
 def test_anything_else_runs_dense_and_is_named(trial, body):
