@@ -15,15 +15,8 @@ METHOD_ORDER += (
 NETWORK_ORDER = ("ddpm_church256", "pd_church128", "pd_church256", "gaugan_cityscapes", "gan_compression")
 NETWORK_ORDER += ("gan_compression_small", "gaugan_ngf12", "sd14_unet", "sd14_unet_512", "sd_vae_encoder")
 NETWORK_ORDER += ("sd_vae_encoder_512", "sd_vae_decoder", "sd_vae_decoder_512", "sd21_unet", "sd21_unet_512")
-NETWORK_ORDER += (
-    "sd_inpaint_unet",
-    "instruct_pix2pix_unet",
-    "sdxl_unet",
-    "pixart_alpha",
-    "sd3_medium",
-    "flux_dev",
-    "sana",
-)
+NETWORK_ORDER += ("sd_inpaint_unet", "instruct_pix2pix_unet", "sdxl_unet", "pixart_alpha", "sd3_medium", "flux_dev")
+NETWORK_ORDER += ("flux_small", "sana")
 HEADLINE_MODEL = "ddpm_church256"
 SMALL_EDITS = ("church-432", "brush-1.2", "rectangle-1.2", "scattered-1.2")
 MIDDLE_EDITS = ("church-423", "brush-15.5", "rectangle-15.5")

@@ -14,13 +14,13 @@ _NAMES = """
 sin cos tan asin acos atan sinh cosh log log1p log2 log10 exp2 expm1 reciprocal sign floor ceil round trunc frac erfc logit nan_to_num
 clamp_min clamp_max isnan isinf isfinite logical_not bitwise_not gt lt ge le eq ne logical_and logical_or logical_xor bitwise_and
 bitwise_or bitwise_xor maximum minimum atan2 hypot copysign fmod remainder floor_divide where addcmul addcdiv lerp masked_fill pow
-float_power clamp clip threshold selu celu hardshrink
+float_power clamp clip hardshrink
 """.split()
 _OPERATORS = """
 __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __rand__ __or__ __ror__ __xor__ __rxor__ __invert__ __mod__ __rmod__ __floordiv__
 __rfloordiv__ __pow__ __rpow__
 """.split()
-_ACTIVATIONS = (F.selu, F.celu, F.softsign, F.tanhshrink, F.hardshrink, F.softshrink, F.threshold)
+_ACTIVATIONS = (F.softsign, F.tanhshrink, F.hardshrink, F.softshrink)
 _FUNCTIONS = [
     *(getattr(place, name) for name in _NAMES for place in (torch, T) if hasattr(place, name)),
     *(getattr(T, name) for name in _OPERATORS),
@@ -31,6 +31,8 @@ _known = {func: RULES.get(func) for func in _FUNCTIONS}  # what serves a single 
 
 @rule(*_FUNCTIONS)
 def elementwise(forward, func, *args, **kwargs):
+    if func in (T.__eq__, T.__ne__) and not isinstance(args[1], (T, int, float)):
+        return NotImplemented  # such as ``x == None``: Python then says that they are not equal
     several = sum(isinstance(x, T) and x.dim() > 0 for x in (*args, *kwargs.values())) > 1
     if _known[func] is not None and not several:
         return _known[func](forward, func, *args, **kwargs)
@@ -45,7 +47,9 @@ def elementwise(forward, func, *args, **kwargs):
 
 def _rows(forward, args, actives):
     """The arguments as rows of one set, or what broadcasts against them, and an active tensor that says where they are; else None."""
-    if any(any(x.pad) or x.axes != actives[0].axes for x in actives):
+    if any(any(x.pad) or x.axes != actives[0].axes for x in actives) or not all(
+        isinstance(x, (T, int, float)) for x in args
+    ):
         return None
     if any(x.scale != 1 for x in actives):
         if actives[0].axes != ("b", "f", "h", "w"):

@@ -1,5 +1,4 @@
-"""Sums and means over all positions, as in squeeze-and-excitation: exact ones of the edited map, at the cost of the edited rows, whose
-old values go out of the remembered sums and whose new ones come in."""
+"""Sums and means over all positions, as in squeeze-and-excitation: exact ones of the edited map, at the cost of the edited rows."""
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +7,7 @@ from sige.active_tensor import ActiveTensor
 from sige.kernels import backends
 from sige.rules.fallback import otherwise
 from sige.rules.registry import rule
+from sige.rules.remembered_sums import followed
 
 
 def over_all_positions(x, dims):
@@ -20,11 +20,7 @@ def pooled(forward, x, keepdim, mean):
     """The sum of an active tensor over its positions, or their mean: a plain tensor (B, features...), with axes of size one in the
     positions' places where ``keepdim``."""
     active, key = x.active, forward.key("sums")
-    sums = _summed(active, x.rows)
-    old = forward.exchange_map((key[0], "summed", key[2]), "pooled", active, x.rows.flatten(1))
-    if old is not None and active.count < active.batch * active.height * active.width:
-        sums = forward.recall(key) + sums - _summed(active, old.view_as(x.rows))
-    forward.keep_value(key, "pooled", sums)
+    (sums,) = followed(forward, key, "pooled", active, {"summed": x.rows}, lambda rows: _summed(active, rows))
     found = sums / (active.height * active.width) if mean else sums
     if keepdim:
         found = found.view([size if axis in ("b", "f") else 1 for size, axis in zip(x.shape, x.axes)])
@@ -32,9 +28,9 @@ def pooled(forward, x, keepdim, mean):
 
 
 def _summed(active, rows):
-    """Rows (n, features...) of a set summed over each sample's, in the widest dtype there is."""
+    """Rows (n, features...) of a set summed over each sample's, in the widest dtype: a tuple of one tensor (B, features...)."""
     wide = backends.widest(rows.device.type)
-    return torch.stack([rows[slice(*span)].sum(0, dtype=wide) for span in active.segments])
+    return (torch.stack([rows[slice(*span)].sum(0, dtype=wide) for span in active.segments]),)
 
 
 @rule(F.adaptive_avg_pool2d)

@@ -18,6 +18,7 @@ from sige.delayed import Delayed, delay
 from sige.kernels import backends
 from sige.rules.autocast import cast
 from sige.rules.fallback import otherwise
+from sige.rules.remembered_sums import followed, is_whole
 
 
 @dataclasses.dataclass
@@ -28,12 +29,13 @@ class Weights:
 
 
 def softmax_over_positions(forward, func, x, dim, args, kwargs):
-    """A softmax of an active tensor over all positions: put off, for the product that may come."""
+    """A softmax of an active tensor over all positions: put off, for the product that may come; not one in another dtype."""
+    given = [value for name, value in kwargs.items() if name != "_stacklevel" and value is not None]
 
     def run(forward, x):
         return otherwise(forward, func, (x, dim, *args), kwargs)
 
-    known = not forward.is_dense_here() and not args and not kwargs and x.settled and x.axes[0] == "b"
+    known = not forward.is_dense_here() and not args and not given and x.settled and x.axes[0] == "b"
     return delay(forward, Weights(x), x.shape, x.dtype, x.device, (run, (x,), {})) if known else run(forward, x)
 
 
@@ -100,27 +102,23 @@ def _over_positions(forward, first, second, soft):
     alike = heads is not None and heads == _heads(second, ("p", "f")) and first.active is second.active
     if not alike or not (first.settled and second.settled) or heads and first.shape[1] != second.shape[1]:
         return None
-    active, key = first.active, forward.key("sums")
-    whole = active.count == active.batch * active.height * active.width
-    centre = None
+    active, key, centre = first.active, forward.key("sums"), None
     if any(soft):
         keys, place = (first if soft[0] else second).rows, (key[0], "centre of sums", key[2])
-        if whole:
+        if is_whole(active):
             centre = torch.stack([keys[slice(*span)].amax(0) for span in active.segments])
             forward.keep_value(place, "kv", centre)
         else:
             centre = forward.recall(place)
-    sums = _sums(forward, active, (first.rows, second.rows), soft, centre)
-    if forward.policy.kv != "active":
-        old = [
-            forward.exchange_map((key[0], name, key[2]), "kv", active, x.rows.flatten(1))
-            for name, x in (("summed", first), ("summed by", second))
-        ]
-        if not whole and all(rows is not None for rows in old):
-            old = [rows.view_as(x.rows) for rows, x in zip(old, (first, second))]
-            gone = _sums(forward, active, old, soft, centre)
-            sums = tuple(kept + new - less for kept, new, less in zip(forward.recall(key), sums, gone))
-        forward.keep_value(key, "kv", sums)
+
+    def summed(*pair):
+        return _sums(forward, active, pair, soft, centre)
+
+    if forward.policy.kv == "active":
+        sums = summed(first.rows, second.rows)
+    else:
+        rows = {"summed": first.rows, "summed by": second.rows}
+        sums = followed(forward, key, "kv", active, rows, summed)
     products, *weights = sums
     if weights:
         products = products / (weights[0][..., None] if soft[0] else weights[0][..., None, :])

@@ -15,16 +15,18 @@ T = torch.Tensor
 # Functions whose value at 0 is not 0: outstanding zero padding must be carried out before them.
 _MOVES_ZERO = {
     F.hardsigmoid, F.softplus, F.logsigmoid, F.sigmoid, F.hardtanh, torch.sigmoid, torch.exp, torch.rsqrt, torch.clamp, torch.pow,
-    T.sigmoid, T.exp, T.rsqrt, T.clamp, T.clip, torch.clip, T.pow, T.__pow__,
+    T.sigmoid, T.exp, T.rsqrt, T.clamp, T.clip, torch.clip, T.pow, T.__pow__, F.threshold,
 }  # fmt: skip
 # Where the argument ``inplace`` stands when it is not given by name, the map not counted.
 _INPLACE = {
     F.silu: 0, F.relu: 0, F.relu6: 0, F.mish: 0, F.hardswish: 0, F.hardsigmoid: 0, F.leaky_relu: 1, F.elu: 1, F.hardtanh: 2,
+    F.selu: 0, F.celu: 1, F.threshold: 2,
 }  # fmt: skip
 
 
 @rule(
     F.silu, F.relu, F.gelu, F.leaky_relu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.relu6, F.mish, F.softplus, F.logsigmoid,
+    F.selu, F.celu, F.threshold,
     F.tanh, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.neg, torch.abs, torch.sqrt, torch.rsqrt,
     torch.clamp, torch.square, torch.pow, torch.erf, T.relu, T.sigmoid, T.tanh, T.exp, T.neg, T.__neg__, T.abs, T.sqrt, T.rsqrt,
     T.clamp, T.square, T.float, T.half, T.bfloat16, T.to, T.type, torch.clip, T.clip, T.pow, T.__pow__,

@@ -22,12 +22,14 @@ _NORMS = {torch.norm: "fro", T.norm: "fro", torch.linalg.vector_norm: 2}  # and 
 @rule(*_PLACES)
 def along_features(forward, func, x, *args, **kwargs):
     place, kwargs = _PLACES[func], {name: value for name, value in kwargs.items() if value is not None}
+    if func is T.flip and len(args) > 1:
+        args = (args,)  # one number after the other
     name = next((name for name in ("dim", "dims") if name in kwargs), None)
     dim = kwargs[name] if name else args[place] if len(args) > place else _DEFAULTS.get(func)
     dims = (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else dim
     listed = isinstance(dims, (tuple, list)) and len(dims) > 0 and all(isinstance(d, int) for d in dims)
     of_map = listed and isinstance(x, ActiveTensor) and not forward.is_dense_here() and over_all_positions(x, dims)
-    if of_map and func in _NORMS:
+    if of_map and func in _NORMS and len(args) <= 3:
         found = _length(forward, x, *args[2:], order=args[0] if args else _NORMS[func], **kwargs)
         if found is not None:
             return found

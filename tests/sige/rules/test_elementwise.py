@@ -30,6 +30,10 @@ ELEMENTWISE = {
         (1e-6 * x).ceil() + torch.sign(x) + (0.3 + x.tanh() / 9).round() + x.reciprocal().clamp(-2, 2)
     ),
     "activations": lambda n, x: F.selu(x) + F.celu(x) + F.softsign(x) + F.tanhshrink(x) + F.threshold(x, 0.1, 0.3),
+    "activations in place": lambda n, x: (
+        nn.SELU(True)(n.side(x)) + nn.CELU(1.2, True)(2 * x) + nn.Threshold(0.1, 0.3, True)(x + 1)
+    ),
+    "equal to nothing": lambda n, x: x if x == None else -x if x != None else 2 * x,  # noqa: E711
     "shrunk": lambda n, x: F.hardshrink(x) + F.softshrink(x),
     "a slope for each channel": lambda n, x: n.slope(x),
     "one slope": lambda n, x: F.prelu(x, n.weight[:1, 0, 0]),
@@ -56,6 +60,7 @@ ALONG_FEATURES = {
     "softmax": lambda n, x: F.log_softmax(x, 1) + x.logsumexp(1, keepdim=True),
     "sums so far": lambda n, x: x.cumsum(1) + x.tanh().cumprod(dim=1),
     "turned round": lambda n, x: x.flip(1) + torch.roll(x, 2, 1) + x.flip((1,)),
+    "turned round in heads": lambda n, x: x.view(len(x), 2, 4, 32, 32).flip(1, 2).flatten(1, 2),
     "chosen": lambda n, x: x.index_select(1, ORDER) + torch.index_select(x, 1, ORDER.flip(0)),
     "gated": lambda n, x: F.glu(torch.cat([x, n.side(x)], 1), 1) + F.glu(torch.cat([x, x], 1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "any and all": lambda n, x: x * (x > 0).any(1, keepdim=True) * (x < 2).all(dim=1, keepdim=True),
@@ -73,6 +78,11 @@ DENSE = {
     "tensors by keyword": (lambda n, x: torch.where(x > 0, input=x, other=-x), "where"),
     "along positions": (lambda n, x: x - x.amax(2, keepdim=True), "amax"),
     "along everything": (lambda n, x: x - x.max(), "max"),
+    "heads and positions turned round": (
+        lambda n, x: x.view(len(x), 2, 4, -1).transpose(2, 3).flip(1, 2).transpose(2, 3).reshape(x.shape), "flip"),
+    "written by a mask": (lambda n, x: (y := x.clone()).__setitem__(y > 0.5, 0.1) or y, "__setitem__"),
+    "chosen by a mask": (lambda n, x: x + x[x > 0.5].mean(), "__getitem__"),
+    "filled by a mask": (lambda n, x: x.clone().masked_fill_(x > 0.5, 0.1), "masked_fill_"),
     "positions turned round": (lambda n, x: x.flip(2).flip(2), "flip"),
     "einsum over positions": (lambda n, x: x + torch.einsum("bchw->bc", x)[..., None, None], "einsum"),
     "einsum of samples": (lambda n, x: torch.einsum("bchw,bc->bchw", x, n.weight[:, 0, 0].expand(len(x), 8)), "einsum"),

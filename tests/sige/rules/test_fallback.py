@@ -96,8 +96,8 @@ def fill_by_mask(x):
     return x.masked_fill_(torch.zeros(32, 32, dtype=torch.bool), 1.0)
 
 
-def celu(x):
-    return F.celu(x, inplace=True)
+def rrelu(x):
+    return F.rrelu(x, inplace=True)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def celu(x):
         pytest.param(assign, "__setitem__", id="item assignment"),
         pytest.param(zero, "zero_", id="zero_"),
         pytest.param(fill_by_mask, "masked_fill_", id="masked_fill_"),
-        pytest.param(celu, "celu", id="inplace=True"),
+        pytest.param(rrelu, "rrelu", id="inplace=True"),
     ],
 )
 @pytest.mark.parametrize("mask", ["full", "small", "same"])

@@ -57,14 +57,14 @@ def einsums(net, q, k, v):
 
 def soft_keys(net, q, k, v):
     """As in the U-Nets that most write by hand: keys through a softmax over all positions."""
-    q, k = _heads(q).softmax(dim=-2) * WIDTH**-0.5, _heads(k).softmax(dim=-1)
+    q, k = _heads(q).softmax(dim=-2) * WIDTH**-0.5, nn.Softmax(dim=-1)(_heads(k))
     sums = torch.einsum("b h d n, b h e n -> b h d e", k, _heads(v) * 30)
     return torch.einsum("b h d e, b h d n -> b h e n", sums, q).flatten(1, 2)
 
 
 def soft_tokens(net, q, k, v):
     q, k, v = (x.transpose(1, 2) for x in (q.softmax(1), k * 3, v * 30))
-    return (q @ (k.softmax(dim=1).transpose(1, 2) @ v)).transpose(1, 2)
+    return (q @ (F.softmax(k, dim=1).transpose(1, 2) @ v)).transpose(1, 2)
 
 
 def beside_learned_keys(net, q, k, v):
