@@ -10,9 +10,9 @@ from sige.kernels.activations import ACTIVATIONS
 from sige.kernels.cpu import panels, winograd
 from sige.kernels.cpu.library import Task, address, library, plain
 
-# Linear layers of so many rows oneDNN does faster: of float32 in 0.73 to 0.96 of the time from 400 rows on, with what follows them
-# in 0.76 to 1.01, in 0.9 to 1.19 of it with 162 (an Intel Xeon). Of bfloat16 those of no more rows and weights take 0.65 to 1.3 of
-# oneDNN's time, larger ones up to 3.2 of it.
+# Linear layers of more rows than these oneDNN does faster, on an Intel Xeon. Of float32 it takes 0.67 to 0.94 of the compiled product's
+# time from 400 rows on, 0.75 to 1.01 with what follows them, and 0.87 to 1.19 with 162. Of bfloat16 those of no more rows and weights
+# take 0.65 to 1.3 of oneDNN's time, larger ones up to 3.2 of it.
 FLOAT_ROWS = 384
 LINEAR_ROWS, LINEAR_WEIGHTS = 1024, 1 << 19
 
