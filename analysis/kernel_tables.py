@@ -6,7 +6,8 @@ import pandas as pd
 
 from sige.analysis.selection import newest_device, own_rows, pivot
 
-KERNEL = "kernel"  # the method that is the operator itself; the others are composed
+# The methods that are the operator itself, and what a row says of them; the others are composed.
+KERNELS = {"kernel": "", "boxes": ", boxes"}
 _METRICS = ["latency", "speedup", "roofline", "attainable", "copy_rate", "gemm_rate", "copy_bound", "gate"]
 
 
@@ -16,8 +17,8 @@ COLUMNS += ["bound by", "copies (GB/s)", "multiplies (GFLOP/s)", "device"]
 
 
 def kernels(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an operator, edit and dtype, of the newest device: times (ms), speed-up against the fastest composed way with
-    its interval, and the share of the roofline that each of the two reaches."""
+    """Return one row an operator (each of its `KERNELS`), edit and dtype, of the newest device: times (ms), speed-up against the
+    fastest composed way with its interval, and the share of the roofline that each of the two reaches."""
     rows = own_rows(table)
     rows = rows[rows["scope"] == "kernel"]
     device = newest_device(rows)
@@ -25,13 +26,20 @@ def kernels(table: pd.DataFrame) -> pd.DataFrame:
     out = []
     for operator in sorted(rows["model"].unique()):
         wide = pivot(rows[rows["model"] == operator], _METRICS)
-        keys = {(edit, dtype) for edit, method, dtype in wide.index if method == KERNEL}
-        for edit, dtype in sorted(keys, key=lambda key: (wide.loc[(key[0], KERNEL, key[1])]["edit_area"], key)):
-            row = wide.loc[(edit, KERNEL, dtype)]
+        keys = [(edit, method, dtype) for edit, method, dtype in wide.index if method in KERNELS]
+        for edit, method, dtype in sorted(
+            keys, key=lambda key: (wide.loc[key]["edit_area"], key[0], key[2], key[1] != "kernel")
+        ):
+            row = wide.loc[(edit, method, dtype)]
             best = row["speedup.baseline"]
             composed = wide.loc[(edit, best, dtype)] if best else None
             out.append(
-                {"operator": operator, "edit": edit, "area (%)": 100 * row["edit_area"], "dtype": dtype}
+                {
+                    "operator": operator + KERNELS[method],
+                    "edit": edit,
+                    "area (%)": 100 * row["edit_area"],
+                    "dtype": dtype,
+                }
                 | {"time (ms)": row["latency"], "best composed": best}
                 | {"its time (ms)": math.nan if composed is None else composed["latency"]}
                 | {"speed-up": row["speedup"], "95 % from": row["speedup.lo"], "to": row["speedup.hi"]}

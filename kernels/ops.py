@@ -37,15 +37,19 @@ def exchange_rows_(target, index, rows):
     return _call("exchange_rows_", target, index, rows)
 
 
-def conv_rows(source, index, weight, bias, groups=1):
+def conv_rows(source, index, weight, bias, groups=1, tiling=None):
     """Convolution at chosen positions.
 
     ``source`` (N, C) is the input map; ``index`` (n, kh*kw) int64 names, for each output position and each tap in row-major
     order, the source row it reads, or -1 where the tap lies outside the map (zero padding); ``weight`` (O, C/groups, kh, kw);
     ``bias`` (O,) or None. Stride, dilation, padding and nearest up-sampling are all in ``index``.
     ``source`` may be remembered in another dtype than the weight's. Returns (n, O) in the weight's dtype.
+
+    ``tiling`` (H, W, h, w) is the caller's word that ``source`` holds maps (H, W), that the positions come in whole tiles (h, w), tile
+    after tile and each in row-major order, and that ``index`` is what a convolution of odd kernel, stride and dilation 1 that keeps the
+    maps' size reads there. A backend may then leave ``index`` aside; the result is the same.
     """
-    return _call("conv_rows", source, index, weight, bias, groups)
+    return _call("conv_rows", source, index, weight, bias, groups, tiling)
 
 
 def conv_tiles(source, index, tile, weight, bias, groups=1):
@@ -96,6 +100,7 @@ def activate_rows(
 def conv_rows_fused(
     source, index, weight, bias=None, groups=1, count=None, vector=None, residual=None, residual_rows=None, sample=None,
     scale=None, shift=None, activation="none", slope=0.0, target=None, positions=None, raw=True, rest=None, rest_rows=None,
+    tiling=None,
 ):  # fmt: skip
     """`conv_rows`, or `linear_rows` where ``index`` is None, and what usually follows it, in one; for replayed steps.
 
@@ -105,7 +110,8 @@ def conv_rows_fused(
     (B, O) with ``sample`` (count,) picking one for each row; ``residual`` is (count, O), or (M, O) with ``residual_rows`` (count,) in
     [0, M) picking one for each row, of other memory than ``target``. The raw rows, through ``scale`` and ``shift`` as `affine_rows`
     does and through the activation, are the activated rows. With ``target`` these go there at ``positions``, as by `exchange_rows_`.
-    ``rest`` and ``rest_rows`` are further channels of ``source``, as `activate_rows` has them; ``groups`` is then 1.
+    ``rest`` and ``rest_rows`` are further channels of ``source``, as `activate_rows` has them; ``groups`` is then 1. ``tiling`` is
+    that of `conv_rows`, of the first ``count`` rows.
 
     Returns the raw rows, empty (0, O) where ``raw`` is False, and the activated ones, or with ``target`` the rows that were there, or,
     where there is neither scale nor activation nor target, an empty (0, O). On a GPU nothing between is rounded. Raises ValueError
@@ -116,7 +122,7 @@ def conv_rows_fused(
         count = len(source if index is None else index)
     return _call(
         "conv_rows_fused", source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift,
-        activation, float(slope), target, positions, raw, rest, rest_rows,
+        activation, float(slope), target, positions, raw, rest, rest_rows, tiling,
     )  # fmt: skip
 
 

@@ -14,7 +14,9 @@ _library = torch.library.Library("sige", "DEF")
 _library.define("gather_rows(Tensor source, Tensor index) -> Tensor")
 _library.define("scatter_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> ()")
 _library.define("exchange_rows_(Tensor(a!) target, Tensor index, Tensor rows) -> Tensor")
-_library.define("conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups) -> Tensor")
+_library.define(
+    "conv_rows(Tensor source, Tensor index, Tensor weight, Tensor? bias, int groups, int[]? tiling=None) -> Tensor"
+)
 _library.define(
     "conv_tiles(Tensor source, Tensor index, int[2] tile, Tensor weight, Tensor? bias, int groups) -> Tensor"
 )
@@ -34,7 +36,8 @@ _library.define(
 _library.define(
     "conv_rows_fused(Tensor source, Tensor? index, Tensor weight, Tensor? bias, int groups, int count, Tensor? vector, "
     "Tensor? residual, Tensor? residual_rows, Tensor? sample, Tensor? scale, Tensor? shift, str activation, float slope, "
-    "Tensor(a!)? target, Tensor? positions, bool raw, Tensor? rest=None, Tensor? rest_rows=None) -> (Tensor, Tensor)"
+    "Tensor(a!)? target, Tensor? positions, bool raw, Tensor? rest=None, Tensor? rest_rows=None, "
+    "int[]? tiling=None) -> (Tensor, Tensor)"
 )
 _library.define(
     "normalize_map(Tensor image, int groups, Tensor? weight, Tensor? bias, float eps, str activation, float slope) -> Tensor"
@@ -96,7 +99,7 @@ def _(target, index, rows):
 
 
 @torch.library.register_fake("sige::conv_rows", lib=_library)
-def _(source, index, weight, bias, groups):
+def _(source, index, weight, bias, groups, tiling=None):
     return weight.new_empty(index.shape[0], weight.shape[0])
 
 
@@ -142,7 +145,7 @@ def _(rows, scale, shift, sample, activation, slope):
 @torch.library.register_fake("sige::conv_rows_fused", lib=_library)
 def _(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw, rest=None, rest_rows=None,
+    target, positions, raw, rest=None, rest_rows=None, tiling=None,
 ):  # fmt: skip
     width = weight.shape[0]
     some = target is not None or scale is not None or activation != "none"
@@ -194,7 +197,7 @@ def _attend_flops(query, key, value, mask, scale, *, out_shape=None, **_):
 
 
 @register_flop_formula(torch.ops.sige.conv_rows)
-def _conv_rows_flops(source, index, weight, bias, groups, *, out_shape=None, **_):
+def _conv_rows_flops(source, index, weight, bias, groups, tiling=None, *, out_shape=None, **_):
     return 2 * index[0] * weight[0] * weight[1] * weight[2] * weight[3]
 
 

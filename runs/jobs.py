@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import platform
 
 from sige.datasets import registry
@@ -154,6 +155,8 @@ def resolve_hardware(hardware: dict, choices: dict[str, dict]) -> dict:
     resolved["backend"] = _kernel_backend(resolved.get("backend"), device)
     if device != "meta" and resolved["backend"] != backends.usual(device):
         resolved["name"] += f"+{resolved['backend']}"  # in every row: its numbers are another thing's
+    if resolved["backend"] == "triton" and os.environ.get("SIGE_TRITON_BOXES") == "1":
+        resolved["name"] += "+boxes"
     return resolved
 
 

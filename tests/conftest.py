@@ -21,8 +21,14 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import sige  # noqa: E402, F401  (installs the hook)
+from sige.kernels import backends  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))  # for pretended.py
+# The GPU that is pretended launches Triton's kernels, so that tests on it need the package, which some systems lack (macOS).
+_HERE = Path(__file__).parent
+if "triton" not in backends.available():
+    collect_ignore = [path for path in _HERE.rglob("test_*.py") if "\nfrom pretended import" in path.read_text()]
+
+sys.path.insert(0, str(_HERE))  # for pretended.py
 
 _MARKERS = {
     "slow": "takes more than five seconds; `-m 'not slow'` leaves it out",

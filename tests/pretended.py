@@ -8,12 +8,14 @@ do nothing; whether a kernel is right when programs run side by side, this canno
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import types
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sige.kernels import backends, ops
 from sige.kernels.triton import launch
@@ -164,17 +166,26 @@ def _submit(pool, call, *args, real=concurrent.futures.ThreadPoolExecutor.submit
 
 
 def _run(kernel, grid, arguments, warps=4, stages=2, real=launch.run):
-    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    described = {
+        name: value.base if isinstance(value, TensorDescriptor) else value for name, value in arguments.items()
+    }
+    tensors = {name: value for name, value in described.items() if isinstance(value, torch.Tensor)}
     strange = [name for name, value in tensors.items() if not isinstance(value, Pretended)]
     if 0 < len(strange) < len(tensors):
         raise RuntimeError(f"{kernel} is given tensors of the CPU: {strange}")
-    real(kernel, grid, {name: _held(value) for name, value in arguments.items()}, warps, stages)
+    real(kernel, grid, {name: _launched(value) for name, value in arguments.items()}, warps, stages)
+
+
+def _launched(value):
+    if isinstance(value, TensorDescriptor):
+        return dataclasses.replace(value, base=_held(value.base))
+    return _held(value)
 
 
 _CUDA = {
     "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
     "synchronize": lambda *_: None, "is_current_stream_capturing": lambda: False, "get_device_name": lambda *_: "pretended",
-    "get_device_properties": lambda *_: types.SimpleNamespace(multi_processor_count=132, total_memory=80 << 30),
+    "get_device_properties": lambda *_: types.SimpleNamespace(multi_processor_count=132, total_memory=80 << 30, major=9, minor=0),
     "Event": _Idle, "Stream": _Idle, "current_stream": _Idle, "stream": lambda _: contextlib.nullcontext(),
 }  # fmt: skip
 

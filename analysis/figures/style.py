@@ -15,6 +15,7 @@ _METHODS = {
     "incremental": ("#d55e00", "incremental (ours)"),
     "incremental_bf16": ("#e69f00", "incremental, bfloat16"),
     "incremental_graphs": ("#b8860b", "incremental, CUDA graphs"),
+    "incremental_graphs_boxes": ("#8b6508", "incremental, CUDA graphs, boxes"),
     "fisedit": ("#cc79a7", "FISEdit"),
     "fisedit_radical": ("#8a4f7d", "FISEdit, radical"),
     "reference_engine": ("#000000", "SIGE's own engine"),

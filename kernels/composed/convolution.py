@@ -72,7 +72,7 @@ def _clamped(index):
     return found
 
 
-def conv_rows(source, index, weight, bias, groups):
+def conv_rows(source, index, weight, bias, groups, tiling=None):
     count, taps = index.shape
     if count == 0:
         return weight.new_empty(0, weight.shape[0])

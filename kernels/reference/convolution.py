@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 
-def conv_rows(source, index, weight, bias, groups):
+def conv_rows(source, index, weight, bias, groups, tiling=None):
     wide = torch.promote_types(source.dtype, torch.float32)
     out_channels, in_per_group, height, width = weight.shape
     taps = weight.to(wide).reshape(groups, out_channels // groups, in_per_group, height * width)

@@ -17,7 +17,7 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw, rest=None, rest_rows=None,
+    target, positions, raw, rest=None, rest_rows=None, tiling=None,
 ):  # fmt: skip
     source = joined(source, rest, rest_rows)
     if index is not None and index.dim() == 1:

@@ -10,15 +10,15 @@ import triton
 from sige.kernels import weights
 from sige.kernels.backends import Declined
 from sige.kernels.kept import Kept
+from sige.kernels.triton import boxes, epilogue, launch, product, tiles
 from sige.kernels.triton import channels as of_two
-from sige.kernels.triton import epilogue, launch, product, tiles
 
 _arrived = Kept()
 
 
 def rows_product(
     source, index, weight, bias, groups=1, tile=(0, 0), count=None, dtype=None, rows=None, raw=True, after=None, rest=None,
-    rest_rows=None,
+    rest_rows=None, tiling=None,
 ):  # fmt: skip
     """The product behind `conv_rows`, `conv_tiles`, `linear_rows` and `conv_rows_fused`.
 
@@ -29,6 +29,7 @@ def rows_product(
     count: None, or an integer tensor of one element on the device: only so many rows are computed, the others are left unwritten.
     rows: None, or how many rows to compute: the first ones.   after: what else becomes of the sums: arguments of `epilogue.finish`.
     rest, rest_rows: None, or further channels of ``source``, as `conv_rows_fused` has them; groups is then 1.
+    tiling: None, or how the positions lie, as `conv_rows` has it.
     """
     launch.serve(source, weight, bias, rest)
     height, width = weight.shape[2:] if weight.dim() == 4 else (1, 1)
@@ -45,7 +46,12 @@ def rows_product(
     arguments.update(TAPS=taps, KERNEL_WIDTH=width, TILE=tile[1], AREA=tile[0] * tile[1])
     arguments.update(WINDOW_WIDTH=tile[1] + width - 1, WINDOW=window)
     after = after or epilogue.NOTHING
-    if tiles.thin(channels, outputs // groups, groups):
+    by_box = None
+    if tiling is not None and groups == 1 and rest is None:
+        by_box = boxes.cut(source, weight, tiling, rows)
+    if by_box is not None:
+        boxes.run(arguments | after, weight, tiling, by_box)
+    elif tiles.thin(channels, outputs // groups, groups):
         _launch_thin(arguments | after, rows, outputs)
     else:
         _launch(arguments | after | of_two.beside(source, rest, rest_rows), rows, groups, weight)
@@ -95,8 +101,8 @@ def _launch_thin(arguments, rows, outputs):
     launch.run(product.thin_product, (triton.cdiv(rows, high), triton.cdiv(outputs, wide)), arguments)
 
 
-def conv_rows(source, index, weight, bias, groups):
-    return rows_product(source, index, weight, bias, groups)
+def conv_rows(source, index, weight, bias, groups, tiling=None):
+    return rows_product(source, index, weight, bias, groups, tiling=tiling)
 
 
 def conv_tiles(source, index, tile, weight, bias, groups):

@@ -67,7 +67,7 @@ def activate_rows(rows, scale, shift, sample, activation, slope, target, positio
 
 def conv_rows_fused(
     source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
-    target, positions, raw, rest=None, rest_rows=None,
+    target, positions, raw, rest=None, rest_rows=None, tiling=None,
 ):  # fmt: skip
     if index is not None and index.dim() == 1:
         index = index[:, None]
@@ -79,8 +79,9 @@ def conv_rows_fused(
         slope, target, positions,
     )  # fmt: skip
     out = rows_product(
-        source, index, weight, bias, groups, rows=count, raw=raw, after=after, rest=rest, rest_rows=rest_rows
-    )
+        source, index, weight, bias, groups, rows=count, raw=raw, after=after, rest=rest, rest_rows=rest_rows,
+        tiling=tiling,
+    )  # fmt: skip
     empty = weight.new_empty(0, width)
     return empty if out is None else out, empty if after["second"] is None else after["second"]
 

@@ -45,11 +45,16 @@ def multiprocessors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def copies_boxes(device):
+    """Whether a GPU's tensor memory accelerator copies boxes of memory (Hopper and later), or Triton's interpreter does."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+
+
 def big(*tensors, elements=0):
     """Whether some of ``tensors``, None left out, reaches over 2^31 elements or more, or ``elements`` are so many: places in it then
     need numbers of 64 bits."""
     reach = [sum((side - 1) * step for side, step in zip(x.shape, x.stride())) for x in tensors if x is not None]
-    return max(*reach, elements) >= 1 << 31
+    return max([elements, *reach]) >= 1 << 31
 
 
 def run(kernel, grid, arguments, warps=4, stages=2):

@@ -10,6 +10,9 @@ import math
 from typing import NamedTuple
 
 SHARED_BYTES = 99 << 10
+HOPPER_SHARED_BYTES = (
+    200 << 10
+)  # of 227 KiB; the rest is for barriers and what a product's end exchanges between threads
 _LEAST_STEPS = 4  # a part of a split summation shorter than this costs more than it brings
 _MOST_PARTS = 16
 _STATISTICS_BLOCK = 4096  # elements that a program updating statistics holds
@@ -69,6 +72,39 @@ def choose(rows, outputs, channels, taps, groups=1, bytes_per_value=2, fused=Tru
     ahead = max(1, min(3 if fused else 2, SHARED_BYTES // ((high + wide) * depth * bytes_per_value) - 1, share))
     stages = 2 * ahead + 1 if gathered else ahead + 1
     return Tiles(high, wide, depth, parts, share, warps, stages)
+
+
+class Boxes(NamedTuple):
+    """Tiles and outputs of a program that reads boxes, depth of one step, warps and pipeline stages."""
+
+    boxes: int
+    outputs: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def boxes(area, count, outputs, channels, taps, multiprocessors):
+    """How a product of ``count`` whole tiles of ``area`` positions, ``channels`` and ``outputs`` in 16 bits is cut on Hopper; None
+    where that leaves multiprocessors without work, or does not fill a tensor core's 64 rows."""
+    if area not in (64, 128):
+        return None
+    widest = _power(outputs, 16, 256)
+    fitting = [
+        (area * together, wide)
+        for together in (1, 2)
+        for wide in sorted({widest, min(widest, 128), min(widest, 64)})
+        if area * wide <= 64 * 256  # sums in the registers of eight warps, with what follows a product
+        and _ceil(count, together) * _ceil(outputs, wide) >= multiprocessors
+    ]
+    if not fitting:
+        return None
+    rows, wide = min(
+        fitting, key=lambda sides: 1 / sides[0] + 1 / sides[1]
+    )  # the least that is read for a multiplication
+    depth = _power(channels, 16, 64)
+    stages = min(4, HOPPER_SHARED_BYTES // ((rows + wide) * depth * 2), taps * _ceil(channels, depth))
+    return Boxes(rows // area, wide, depth, 8 if rows * wide > 64 * 128 else 4, stages)
 
 
 def thin(channels, outputs, groups):

@@ -4,6 +4,7 @@ A call may take microseconds: a step runs it as often as fills a few millisecond
 """
 
 import contextlib
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from sige.runs.errors import UserError
-from sige.runs.methods import Runner, Step
+from sige.runs.methods import Runner, Step, kernels
 from sige.runs.models.zoo import DTYPES
 
 KERNEL = "kernel"  # the operator of sige.kernels.ops itself, on the run's backend
@@ -34,15 +35,19 @@ def check(options: dict, model: dict | None = None) -> None:
 
     if model is None or model.get("operator") not in WAYS:
         raise UserError(f"an operator's way needs a model of one operator of {', '.join(WAYS)}, e.g. model=operator.")
+    try:
+        kernels.check(options)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
     known = WAYS[model["operator"]]
     if options.get("way") not in known:
         raise UserError(f"unknown way {options.get('way')!r} of {model['operator']}; choose {' or '.join(known)}.")
 
 
 class Way(Runner):
-    """A prepared call, made anew for each mask."""
+    """A prepared call, made anew for each mask. kernels: context manager that it runs in."""
 
-    way = KERNEL
+    way, kernels = KERNEL, contextlib.nullcontext
     _mask = None
 
     def _prepare(self, sample, mask):
@@ -74,7 +79,7 @@ class Way(Runner):
         """Calls in a row, and their mean time. ``output`` is the bare result, but of a mask's first step, which is looked at for its
         error, the whole map with the results in their places."""
         (sample,) = self.zoo.adapt(edited, self.layout, self.dtype)
-        with torch.no_grad():
+        with torch.no_grad(), self.kernels():
             first = self._mask is not mask
             if first:
                 self._prepare(sample, mask)
@@ -100,10 +105,12 @@ class Way(Runner):
 
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Way:
-    """A way on a copy of the operator of its own."""
+    """A way on a copy of the operator of its own; which kernels it runs on :mod:`sige.runs.methods.kernels` says."""
+    kernels.need(options, hardware)
     dtype = options.get("dtype") or hardware["dtype"]
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r} of a method; choose {' or '.join(DTYPES)}.")
     runner = Way(name, zoo, "channels_last", dtype, dense=options["way"] != KERNEL)
     runner.module, runner.way = zoo.module(runner.layout, dtype), options["way"]
+    runner.kernels = functools.partial(kernels.chosen, options)
     return runner

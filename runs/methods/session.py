@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 
 import torch
 
-from sige.kernels import backends
 from sige.runs.errors import UserError
-from sige.runs.methods import Runner, Step, attention, dense, need_graphs
+from sige.runs.methods import Runner, Step, attention, dense, kernels, need_graphs
 
 
 def merged_dials(options: dict, model: dict) -> dict:
@@ -49,8 +49,7 @@ def check(options: dict, model: dict | None = None) -> None:
     try:
         resolved_policy(options, model or {})
         check_budget(options.get("memory_budget"))
-        if options.get("backend"):
-            backends.check(options["backend"])
+        kernels.check(options)
     except (SigeError, ValueError) as error:
         raise UserError(f"{error}".removesuffix(".") + ".") from error
 
@@ -58,24 +57,21 @@ def check(options: dict, model: dict | None = None) -> None:
 class Incremental(Runner):
     """A session that holds one recording; each step is an edit of it, taken back afterwards.
 
-    budget: bytes that remembered maps may take on the first tier of memory, or None.   backend: of the kernels; None: the run's.
+    budget: bytes that remembered maps may take on the first tier of memory, or None.   kernels: context manager that a step runs in.
     """
 
-    budget = backend = None
-
-    def _on_its_backend(self):
-        return backends.forced(self.backend) if self.backend else contextlib.nullcontext()
+    budget, kernels = None, contextlib.nullcontext
 
     def record(self, original):
         """Record the original; ``record_ms`` is the time of that forward."""
         inputs = self.zoo.adapt(original, self.layout, self.dtype)
-        with torch.no_grad(), self._on_its_backend(), self.session.record():
+        with torch.no_grad(), self.kernels(), self.session.record():
             _, self.record_ms = self.timed(inputs)
 
     def step(self, edited, mask, around=contextlib.nullcontext):
         """The forward inside ``session.edit``; setting the edit up is ``plan_ms``, undoing it is not timed."""
         inputs = self.zoo.adapt(edited, self.layout, self.dtype)
-        with torch.no_grad(), self._on_its_backend():
+        with torch.no_grad(), self.kernels():
             self.zoo.synchronize()
             start = time.perf_counter()
             # On meta tensors the mask alone has values: they decide what is counted.
@@ -106,12 +102,13 @@ class Incremental(Runner):
 
 def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     """A session of its own on a module of its own. The options ``memory_budget`` (bytes), ``state_folder`` and ``cuda_graphs`` are the
-    session's; ``backend`` sends its kernels to another backend than the run's, so that two can be timed in turn."""
+    session's; which kernels it runs on :mod:`sige.runs.methods.kernels` says."""
     from sige import Session
 
     graphs = bool(options.get("cuda_graphs"))
     if graphs:
         need_graphs(hardware)
+    kernels.need(options, hardware)
     runner = Incremental(
         name, zoo, options.get("layout", "channels_last"), options.get("dtype") or hardware["dtype"], options["policy"]
     )
@@ -119,7 +116,7 @@ def build(name: str, options: dict, zoo, hardware: dict) -> Incremental:
     attention.exchange(runner.module, options)
     runner.settled_after = 4 if graphs else 0  # as it is, traced, replayed, captured
     grid = zoo.model.get("token_grid")  # of a model that takes its picture as a sequence of tokens
-    runner.budget, runner.backend = options.get("memory_budget"), options.get("backend")
+    runner.budget, runner.kernels = options.get("memory_budget"), functools.partial(kernels.chosen, options)
     runner.session = Session(
         runner.module,
         policy=resolved_policy(options, zoo.model),

@@ -57,7 +57,8 @@ def _parts(call):
 def _conv_rows(call):
     source, weight, bias = _parts(call)
     index = operators.taps(call.rows.cpu(), call.shape).to(source.device)
-    return lambda: ops.conv_rows(source, index, weight, bias, call.shape.get("groups", 1))
+    tiling = (call.shape["height"], call.shape["width"], TILE, TILE)
+    return lambda: ops.conv_rows(source, index, weight, bias, call.shape.get("groups", 1), tiling)
 
 
 def _windows(call):

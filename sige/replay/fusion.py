@@ -183,10 +183,10 @@ class _Convolution:
         chain = _Chain(place, call[3][0])
         chain.vector = chain.residual = None
         if call[0] is _sige.conv_rows.default:
-            chain.convolution = call[1]
+            chain.convolution, chain.tiling = call[1][:5], call[1][5:]
         else:
             source, weight, bias = call[1]
-            chain.convolution = (source, None, weight, bias, 1)
+            chain.convolution, chain.tiling = (source, None, weight, bias, 1), ()
         chain.count = fusion.looks[chain.result].shape[0]
         return fusion.grown(
             chain, _source_rows, _first_rows, _vector, _residual, _residual_rows, _affine, _activation, _exchange
@@ -198,7 +198,7 @@ class _Convolution:
         wanted = raw in fusion.at_end or any(place not in chain.places for place in fusion.users.get(raw, ()))
         args = (
             *chain.convolution, chain.count, chain.vector, chain.residual, chain.residual_rows, chain.sample, chain.scale, chain.shift,
-            *chain.after(), wanted,
+            *chain.after(), wanted, *((None, None, *chain.tiling) if chain.tiling else ()),
         )  # fmt: skip
         second = fusion.empty() if chain.raw is None else chain.result
         return _sige.conv_rows_fused.default, args, {}, [raw if wanted else fusion.empty(), second]

@@ -120,11 +120,20 @@ def _spatial(forward, key, input, weight, bias, groups, window, chosen):
         index, tile = forward.plan.reads(chosen, window)
         if tile:
             return ops.conv_tiles(source, index, tile, weight, bias, groups)
-        return ops.conv_rows(source, index, weight, bias, groups)[: chosen.count]
+        return ops.conv_rows(source, index, weight, bias, groups, _tiling(chosen, window))[: chosen.count]
     height, width = (view.height, view.width) if view is not None else window.size
     image = source.to(weight.dtype).view(batch, height, width, -1).permute(0, 3, 1, 2)
     out = _full(image, weight, bias, groups, window, F.conv2d if forward.recording else ops.conv_map)
     return out.permute(0, 2, 3, 1).reshape(-1, out.shape[1])
+
+
+def _tiling(chosen, window):
+    """``tiling`` of :func:`sige.kernels.ops.conv_rows`, where a convolution reads whole tiles of maps of its own size."""
+    around = tuple(side // 2 for side in window.kernel)
+    plain = window.stride == window.dilation == (1, 1) and window.scale == 1 and window.size == window.out_size
+    if not plain or window.padding != around or chosen.tile is None or chosen.overhang is not None:
+        return None
+    return *window.size, *chosen.tile
 
 
 def _full(image, weight, bias, groups, window, convolve):

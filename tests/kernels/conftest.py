@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for test_fused.py, which share
 collect_ignore = (
     []
     if "triton" in backends.available()
-    else ["test_triton_rows.py", "test_triton_offline.py", "test_triton_session.py"]
+    else ["test_triton_rows.py", "test_triton_offline.py", "test_triton_session.py", "test_triton_boxes.py"]
 )
 if sys.platform == "darwin":
     collect_ignore += ["test_metal.py", "test_metal_check.py", "test_metal_shim.py"]

@@ -2,8 +2,9 @@
 
 The operators are called on tensors without data (device "meta"), and every launch is caught and handed to Triton as a real one is, but
 for the launch itself. Prints one JSON object, {"case capability number kernel": facts}: registers a thread, bytes of local memory
-(spills) and of shared memory, how often tensor-core instructions, asynchronous copies of 16 bytes and counts of programs that arrived
-occur. It must not run with TRITON_INTERPRET set.
+(spills) and of shared memory, how often tensor-core instructions, asynchronous copies of 16 bytes, copies of boxes and counts of
+programs that arrived occur. What copies boxes is compiled for Hopper alone, which is the first to do that. It must not run with
+TRITON_INTERPRET set.
 """
 
 import json
@@ -19,9 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 import sige  # noqa: F401
-from sige.kernels.triton import compaction, convolution, gather, launch, normalization, normalized, projection
+from sige.kernels.triton import boxes, compaction, convolution, gather, launch, normalization, normalized, projection
 from sige.kernels.triton import fused as ops
 
+HOPPER = 90
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -58,7 +60,7 @@ def updated(dtype, tiles, batch=1, affine=True):
     )
 
 
-def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1):
+def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1, tiling=None):
     """A convolution with all that can follow it: vector, residual, scale and shift, silu, into a map."""
     side = int(taps**0.5)
     vector, positions = empty(samples, outputs, dtype=dtype), numbers(rows)
@@ -66,8 +68,14 @@ def fused(rows, channels, outputs, dtype, taps=9, groups=1, samples=1):
         empty(65536, channels, dtype=dtype), numbers(rows + 5, taps),
         empty(outputs, channels // groups, side, side, dtype=dtype), empty(outputs, dtype=dtype), groups, rows,
         vector, empty(65536, outputs, dtype=dtype), positions, numbers(rows) if samples > 1 else None, vector, vector, "silu", 0.0,
-        empty(65536, outputs, dtype=dtype), positions, True,
+        empty(65536, outputs, dtype=dtype), positions, True, tiling=tiling,
     )  # fmt: skip
+
+
+def in_boxes(tiles, channels, outputs, dtype, tile=(8, 8)):
+    """What `fused` computes, at whole tiles of a map of 256x256."""
+    with boxes.used():
+        fused(tiles * tile[0] * tile[1], channels, outputs, dtype, tiling=(256, 256, *tile))
 
 
 def joined(dtype):
@@ -155,6 +163,9 @@ def cases():
     for name, dtype in HALVES.items():
         yield f"fused few rows {name}", lambda dtype=dtype: fused(800, 128, 128, dtype)
         yield f"fused many rows {name}", lambda dtype=dtype: fused(20000, 256, 256, dtype, samples=2)
+        yield f"boxes, a tile a program {name}", lambda dtype=dtype: in_boxes(160, 128, 128, dtype)
+        yield f"boxes, two tiles a program {name}", lambda dtype=dtype: in_boxes(640, 256, 256, dtype)
+    yield "boxes of 8x16 float16", lambda: in_boxes(320, 320, 320, torch.float16, (8, 16))
     yield "fused split float16", lambda: fused(64, 512, 512, torch.float16)
     yield "depthwise fused float16", lambda: fused(800, 128, 128, torch.float16, groups=128)
     yield "fused many rows float32", lambda: fused(20000, 256, 256, torch.float32)
@@ -219,6 +230,7 @@ def facts(made):
             re.findall(r"\bbar\.sync\b(?:(?!\bst\.global)[\s\S])*?\batom\.global\.gpu\.acq_rel", made.asm["ptx"])
         ),
         "wide_copies": len(re.findall(r"\bcp\.async\.cg\.", made.asm["ptx"])),
+        "box_copies": len(re.findall(r"\bcp\.async\.bulk\.tensor\.", made.asm["ptx"])),
     }
 
 
@@ -233,6 +245,8 @@ def main(capabilities):
         call()
         for gpu.device in capabilities:
             for number, (kernel, grid, arguments, warps, stages) in enumerate(launches):
+                if kernel is boxes.box_product and gpu.device < HOPPER:
+                    continue
                 made = kernel.warmup(grid=grid, num_warps=warps, num_stages=stages, **arguments)
                 found[f"{case} sm_{gpu.device} {number} {kernel.__name__}"] = facts(made)
     print(json.dumps(found))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sige
+from sige.kernels import ops
 
 
 class Net(nn.Module):
@@ -150,6 +151,45 @@ def test_unequal_strides_need_level_geometry(trial):
 def test_whole_tiles_equal_one_position_at_a_time(trial, make, geometry, mask):
     outputs = [trial(make, geometry, mask, overhang=False, whole_tiles=whole).after for whole in ("always", "never")]
     assert (outputs[0] - outputs[1]).abs().max() < 1e-5
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+    """(index, rows that its ``tiling`` says it names) of every convolution that says how its positions lie."""
+    seen, convolve = [], ops.conv_rows
+
+    def noted(source, index, weight, bias, groups, tiling=None):
+        if tiling is not None:
+            height, width, tall, wide = tiling
+            place = index.view(-1, tall, wide, *weight.shape[2:])[:, 0, 0, weight.shape[2] // 2, weight.shape[3] // 2]
+            sample, y, x = place // (height * width), place // width % height, place % width
+            taps = [
+                torch.arange(side + kernel - 1) - kernel // 2 for side, kernel in zip((tall, wide), weight.shape[2:])
+            ]
+            down = (y[:, None] + taps[0])[:, :, None].expand(-1, -1, len(taps[1]))
+            across = (x[:, None] + taps[1])[:, None, :].expand_as(down)
+            inside = (down >= 0) & (down < height) & (across >= 0) & (across < width)
+            box = torch.where(inside, (sample[:, None, None] * height + down) * width + across, -1)
+            read = box.unfold(1, weight.shape[2], 1).unfold(2, weight.shape[3], 1)
+            seen.append((index, read.reshape(index.shape), len(source) % (height * width)))
+        return convolve(source, index, weight, bias, groups, tiling)
+
+    monkeypatch.setattr(ops, "conv_rows", noted)
+    return seen
+
+
+@pytest.mark.parametrize("mask", ["small", "wide"])
+@pytest.mark.parametrize("geometry", ["level", "window", "tile"])
+@pytest.mark.parametrize("make", CASES)
+def test_whoever_says_how_positions_lie_is_right(trial, tiled, make, geometry, mask):
+    trial(make, geometry, mask, overhang=False, whole_tiles="never")
+    assert all(torch.equal(index, read) and not over for index, read, over in tiled)
+
+
+@pytest.mark.parametrize("geometry", ["level", "window", "tile"])
+def test_positions_in_whole_tiles_are_said_to_lie_so(trial, tiled, geometry):
+    trial(conv(8, 16, 5, padding=2), geometry, "small", overhang=False, whole_tiles="never")
+    assert len(tiled) == 2
 
 
 def test_channels_that_stand_in_the_batch_run_dense(trial):
