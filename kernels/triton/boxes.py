@@ -1,4 +1,4 @@
-"""Convolution at whole tiles on Hopper: what the positions of a tile read under one tap is a box of the map.
+"""Convolution at whole tiles on Hopper and its like: what the positions of a tile read under one tap is a box of the map.
 
 Such a box needs no row numbers: the tensor memory accelerator (TMA) copies it at one thread's word, zeros beyond the map's edges
 included, and so it copies the weights. A program computes one tile or two, which then share what it reads of the weights.
@@ -114,7 +114,9 @@ def cut(source, weight, tiling, rows):
     if not wanted():
         return None
     if not launch.copies_boxes(source.device):
-        say_once("SIGE_TRITON_BOXES=1 changes nothing: this GPU copies no boxes, which takes a Hopper or later")
+        say_once(
+            "SIGE_TRITON_BOXES=1 changes nothing: this GPU copies no boxes, which takes compute capability 9 or 10"
+        )
         return None
     if weight.dim() != 4 or weight.dtype == torch.float32 or source.dtype != weight.dtype or source.stride(1) != 1:
         return None

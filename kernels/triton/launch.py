@@ -46,8 +46,11 @@ def multiprocessors(device):
 
 
 def copies_boxes(device):
-    """Whether a GPU's tensor memory accelerator copies boxes of memory (Hopper and later), or Triton's interpreter does."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+    """Whether a GPU has a tensor memory accelerator and shared memory for what it copies, or Triton's interpreter stands for one.
+
+    Hopper and the data centre's Blackwell do (compute capability 9 and 10); the desktop's (12) has 99 KiB a block.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def big(*tensors, elements=0):

@@ -30,7 +30,7 @@ def need(options: dict, hardware: dict) -> None:
     if not copied:
         raise JobFailure(
             "skipped",
-            f"boxes need Triton on an NVIDIA GPU of Hopper's kind or later: not run on hardware {hardware['name']}",
+            f"boxes need Triton on an NVIDIA GPU of compute capability 9 or 10: not run on hardware {hardware['name']}",
         )
 
 

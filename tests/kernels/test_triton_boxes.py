@@ -180,6 +180,14 @@ def test_a_gpu_that_copies_none_says_so_once(launched, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "capability, there", [((8, 6), False), ((9, 0), True), ((10, 0), True), ((12, 0), False)], ids=str
+)
+def test_which_gpus_copy_boxes(monkeypatch, capability, there):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert launch.copies_boxes(torch.device("cuda", 0)) is there
+
+
+@pytest.mark.parametrize(
     "area, count, outputs, expected",
     [
         pytest.param(64, 640, 256, (2, 256), id="many tiles"),
