@@ -42,6 +42,7 @@ FAMILIES = {
 _DEVICE_BACKEND = {"cpu": "cpu", "cuda": "triton", "mps": "mps"}
 _PACKAGE = {"triton": "triton"}  # what a backend imports besides torch
 _EXACT = ("reference", "composed", "cpu")  # decline nothing: their functions are called as they are
+_PREPARING = ("cpu",)  # have a module ``prepared``
 _logger = logging.getLogger(__name__)
 _forced = None
 
@@ -201,3 +202,14 @@ def implementation(operator, device_type):
     """The function that runs ``operator`` on tensors of ``device_type``."""
     backend = active(device_type)
     return _load(backend, operator) if backend in _EXACT else _backed(backend, operator)
+
+
+def prepared(operator, device_type):
+    """`implementation` for one place that calls ``operator`` again and again, with tensors of the same shapes and dtypes each time and
+    the same numbers: a backend with a module ``prepared`` works out once what follows from them."""
+    backend = active(device_type)
+    if backend in _PREPARING:
+        made = importlib.import_module(f"sige.kernels.{backend}.prepared").prepared(operator)
+        if made is not None:
+            return made
+    return implementation(operator, device_type)

@@ -13,9 +13,13 @@ from sige.kernels.composed import fused as composed
 from sige.kernels.composed.convolution import narrow
 from sige.kernels.composed.gather import exchange_rows_
 from sige.kernels.cpu.convolution import conv_map
-from sige.kernels.cpu.library import After, address, plain
-from sige.kernels.cpu.product import finished_product, map_affine, multiplied, narrow_map, of_dtype, served
+from sige.kernels.cpu.library import After, Prefilled
+from sige.kernels.cpu.product import Product, map_affine, multiplied, narrow_map, of_dtype, served
 from sige.kernels.joined_rows import joined
+
+_PLACES = dict(
+    scale=1, shift=2, sample=3, target=6, positions=7
+)  # tensors that `After` points to, among `activate_rows`'s arguments
 
 
 def _apart(target, *read):
@@ -27,23 +31,49 @@ def _apart(target, *read):
     return others and target.dtype == read[0].dtype and target.is_contiguous()
 
 
+def activated_at_once(rows, scale, shift, sample, activation, slope, target, positions):
+    """Whether one compiled pass does all of an `activate_rows`."""
+    return served(rows, scale, shift) and activation != "gelu" and _apart(target, rows)
+
+
+class Activated:
+    """What `activate_rows` gives in one compiled pass; like `sige.kernels.cpu.product.Product` for calls with arguments alike."""
+
+    def __init__(self, *args):
+        rows, *_, activation, slope, _, _ = args
+        self._after = Prefilled(After, _PLACES, args, activation=ACTIVATIONS.index(activation), slope=slope)
+        self._shape, self._kernel = tuple(rows.shape), of_dtype("activate_rows", rows)
+
+    def run(self, rows, *more):
+        """New rows; with a target the rows that were there."""
+        rows = rows.contiguous()
+        second = torch.empty_like(rows)
+        after, copied = self._after.fill((rows, *more))  # what was copied lives as long as the call
+        after.second = second.data_ptr()
+        self._kernel(rows.data_ptr(), *self._shape, ctypes.addressof(after), torch.get_num_threads())
+        return second
+
+
 def activate_rows(rows, scale, shift, sample, activation, slope, target, positions, rest=None, rest_rows=None):
     rows = joined(rows, rest, rest_rows)
     if not served(rows, scale, shift):
         return composed.activate_rows(rows, scale, shift, sample, activation, slope, target, positions)
-    if activation == "gelu" or not _apart(target, rows):
-        known = "none" if activation == "gelu" else activation
-        made = activate_rows(rows, scale, shift, sample, known, slope, None, None)
-        made = apply_(made, activation, slope) if activation == "gelu" else made
-        return made if target is None else exchange_rows_(target, positions, made)
-    second = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    # Named, so that what had to be copied lives as long as the call.
-    rows, scale, shift, sample, positions = map(plain, (rows, scale, shift, sample, positions))
-    after = After(
-        *map(address, (scale, shift, sample)), ACTIVATIONS.index(activation), slope, *map(address, (target, positions, second))
-    )  # fmt: skip
-    of_dtype("activate_rows", rows)(address(rows), *rows.shape, ctypes.addressof(after), torch.get_num_threads())
-    return second
+    args = rows, scale, shift, sample, activation, slope, target, positions
+    if activated_at_once(*args):
+        return Activated(*args).run(*args)
+    known = "none" if activation == "gelu" else activation
+    made = activate_rows(rows, scale, shift, sample, known, slope, None, None)
+    made = apply_(made, activation, slope) if activation == "gelu" else made
+    return made if target is None else exchange_rows_(target, positions, made)
+
+
+def compiled_at_once(
+    source, index, weight, bias, groups, count, vector, residual, residual_rows, sample, scale, shift, activation, slope,
+    target, positions, raw,
+):  # fmt: skip
+    """Whether one compiled product does all of a `conv_rows_fused`."""
+    compiled = multiplied(count, source, weight, bias, vector, residual, scale, shift, groups=groups)
+    return compiled and activation != "gelu" and _apart(target, source, residual)
 
 
 def conv_rows_fused(
@@ -51,21 +81,23 @@ def conv_rows_fused(
     target, positions, raw, rest=None, rest_rows=None, tiling=None,
 ):  # fmt: skip
     source = joined(source, rest, rest_rows)
-    product, before = (source, index, weight, bias), (vector, residual, residual_rows, sample)
-    after = scale, shift, activation, slope, target, positions
-    compiled = multiplied(count, source, weight, bias, vector, residual, scale, shift, groups=groups)
-    if compiled and activation != "gelu" and _apart(target, source, residual):
-        made, second = finished_product(*product, count, *before, *after, raw)
+    before = source, index, weight, bias, groups, count, vector, residual, residual_rows, sample
+    args = *before, scale, shift, activation, slope, target, positions, raw
+    if compiled_at_once(*args):
+        return _with_empty(weight, *Product(*args).run(*args))
+    args = *before, None, None, "none", slope, None, None, True
+    if multiplied(count, source, weight, bias, vector, residual, groups=groups):
+        made, second = Product(*args).run(*args)
     else:
-        if compiled:
-            made, second = finished_product(*product, count, *before)
-        else:
-            nothing = None, None, "none", slope, None, None, True
-            made, second = composed.conv_rows_fused(*product, groups, count, *before, *nothing)[0], None
-        if scale is not None or activation != "none" or target is not None:
-            second = activate_rows(made, scale, shift, sample, *after[2:])
-    empty = weight.new_empty(0, len(weight))
-    return made if raw else empty, empty if second is None else second
+        made, second = composed.conv_rows_fused(*args)[0], None
+    if scale is not None or activation != "none" or target is not None:
+        second = activate_rows(made, scale, shift, sample, activation, slope, target, positions)
+    return _with_empty(weight, made if raw else None, second)
+
+
+def _with_empty(weight, raw, second):
+    empty = weight.new_empty(0, weight.shape[0]) if raw is None or second is None else None
+    return empty if raw is None else raw, empty if second is None else second
 
 
 def normalize_map(image, groups, weight, bias, eps, activation, slope):

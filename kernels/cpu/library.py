@@ -15,6 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 from sige.kernels import backends
 
 HEADERS, SOURCES = (sorted(Path(__file__).parent.glob(pattern)) for pattern in ("*.h", "*.cpp"))
@@ -157,6 +159,29 @@ Task = _structure(  # `TaskOf` of product.h, whose `after` lies between `raw` an
         residual="p", residual_rows="p", zeros="p", raw="p", **_AFTER, partial="p",
     ),
 )  # fmt: skip
+
+
+class Prefilled:
+    """A structure for calls with arguments alike: the numbers in it as given, its pointers to the tensors among the arguments, which
+    stand at ``places`` (field -> place). ``args``: those of one call; what is None there always is."""
+
+    def __init__(self, structure, places, args, **numbers):
+        self._structure, self._made = structure, structure(**numbers)
+        self._fields = [
+            (name, place, not args[place].is_floating_point() and args[place].dtype != torch.int64)
+            for name, place in places.items()
+            if args[place] is not None
+        ]
+
+    def fill(self, args):
+        """(the structure for one call, what had to be copied and must live as long as that)."""
+        made, copied = self._structure.from_buffer_copy(self._made), []  # its own: another call may run meanwhile
+        for name, place, narrow in self._fields:
+            tensor = args[place]
+            if narrow or not tensor.is_contiguous():
+                copied.append(tensor := plain(tensor))
+            setattr(made, name, tensor.data_ptr())
+        return made, copied
 
 
 def address(tensor):

@@ -2,19 +2,27 @@
 
 import ctypes
 import functools
+import weakref
 
 import torch
 
 from sige.kernels import backends
 from sige.kernels.activations import ACTIVATIONS
 from sige.kernels.cpu import panels, winograd
-from sige.kernels.cpu.library import Task, address, library, plain
+from sige.kernels.cpu.library import Prefilled, Task, address, library, plain
+from sige.kernels.kept import state
 
 # Linear layers of more rows than these oneDNN does faster, on an Intel Xeon. Of float32 it takes 0.67 to 0.94 of the compiled product's
 # time from 400 rows on, 0.75 to 1.01 with what follows them, and 0.87 to 1.19 with 162. Of bfloat16 those of no more rows and weights
 # take 0.65 to 1.3 of oneDNN's time, larger ones up to 3.2 of it.
 FLOAT_ROWS = 384
 LINEAR_ROWS, LINEAR_WEIGHTS = 1024, 1 << 19
+# What follows a product, as arguments of `conv_rows_fused`, where nothing does.
+NOTHING = (None,) * 6 + ("none", 0.0, None, None, True)
+# Tensors that a `Task` points to, and their places among those arguments.
+_PLACES = dict(
+    source=0, index=1, bias=3, vector=6, residual=7, residual_rows=8, sample=9, scale=10, shift=11, target=14, positions=15
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=None)
@@ -42,7 +50,7 @@ def served(*tensors):
 def multiplied(rows, source, weight, *others, groups=1):
     """Whether a product for so many ``rows`` is compiled: depthwise ones; ungrouped ones of several taps, in bfloat16 where the CPU
     multiplies tiles of it; little linear layers."""
-    if not served(source, weight, *others) or groups != 1 and not len(weight) == source.shape[1] == groups:
+    if not served(source, weight, *others) or groups != 1 and not weight.shape[0] == source.shape[1] == groups:
         return False
     if groups != 1 or source.dtype == torch.bfloat16 and not _multiplies_tiles():
         return groups != 1
@@ -62,49 +70,80 @@ def product(source, index, weight, bias, count, quads=None):
     """Rows (count, O): at ``index`` (count or more, taps) of ``source`` (N, C), or of its first rows where ``index`` is None, or by
     ``quads``, as `winograd` finds them; of a depthwise convolution where ``weight`` has fewer channels than ``source``. All numbers are
     float32, or all bfloat16."""
-    return finished_product(source, index, weight, bias, count, quads=quads)[0]
+    args = source, index, weight, bias, 1, count, *NOTHING
+    return Product(*args, quads=quads).run(*args)[0]
 
 
-def finished_product(
-    source, index, weight, bias, count, vector=None, residual=None, residual_rows=None, sample=None, scale=None, shift=None,
-    activation="none", slope=0.0, target=None, positions=None, raw=True,
-    quads=None,
-):  # fmt: skip
-    """What `sige.kernels.ops.conv_rows_fused` gives, None in place of empty results."""
-    outputs, dtype, threads = weight.shape[0], source.dtype, torch.get_num_threads()
-    shape = count, outputs
-    out = torch.empty(shape, dtype=dtype) if raw else None
-    wanted = target is not None or scale is not None or activation != "none"
-    second = torch.empty(shape, dtype=dtype) if wanted else None
-    if count == 0:
+class Product:
+    """A product and what follows it, as the compiled kernels take it. Arguments are those of `sige.kernels.ops.conv_rows_fused`, in its
+    order, up to ``raw``; ``quads`` as `product` has them.
+
+    What follows from their shapes and dtypes, and from the numbers among them, is worked out here: one product runs again and again
+    with tensors alike.
+    """
+
+    def __init__(self, *args, quads=None):
+        source, index, weight, _, _, self._count, vector, *_, scale, _, activation, slope, target, _, raw = args
+        self._dtype, self._shape, channels = source.dtype, (self._count, weight.shape[0]), source.shape[1]
+        self._raw = raw
+        self._second = target is not None or scale is not None or activation != "none"
+        self._picks = vector is not None and vector.shape[0] > 1
+        self._depthwise = weight.shape[1] < channels
+        self._kernel = of_dtype("conv_depthwise" if self._depthwise else "conv_rows", source)
+        self._task = Prefilled(
+            Task, _PLACES, args, count=self._count, taps=1 if index is None or index.dim() == 1 else index.shape[1],
+            channels=channels, outputs=weight.shape[0], activation=ACTIVATIONS.index(activation), slope=slope,
+            zeros=address(_zeros(channels, source.dtype)),
+        )  # fmt: skip
+        self._quads, self._known = quads, None
+
+    def run(self, *args):
+        """What `conv_rows_fused` gives, None in place of empty results."""
+        out = torch.empty(self._shape, dtype=self._dtype) if self._raw else None
+        second = torch.empty(self._shape, dtype=self._dtype) if self._second else None
+        if self._count == 0:
+            return out, second
+        task, copied = self._task.fill(args)  # what was copied lives as long as the call
+        if self._picks:
+            task.picks = task.sample
+        if out is not None:
+            task.raw = task.partial = out.data_ptr()
+        if second is not None:
+            task.second = second.data_ptr()
+            task.partial = task.partial or task.second
+        quads, panelled = self._arranged(args[0], args[1], args[2])
+        task.panels = panelled.data_ptr()
+        if quads is None:
+            self._kernel(ctypes.addressof(task), torch.get_num_threads())
+        else:
+            side, windows, members = quads
+            library().conv_quads(
+                ctypes.addressof(task),
+                windows.data_ptr(),
+                members.data_ptr(),
+                windows.shape[0],
+                side,
+                torch.get_num_threads(),
+            )
         return out, second
-    picks = sample if vector is not None and len(vector) > 1 else None
-    # Named, so that what had to be copied lives as long as the call.
-    given = dict(
-        source=source, index=index, bias=bias, vector=vector, picks=picks, residual=residual, residual_rows=residual_rows,
-        scale=scale, shift=shift, sample=sample, target=target, positions=positions,
-    )  # fmt: skip
-    given = {name: plain(tensor) for name, tensor in given.items() if tensor is not None}
-    taps, channels = 1 if index is None or index.dim() == 1 else index.shape[1], source.shape[1]
-    given.update(zeros=_zeros(channels, dtype), raw=out, second=second)
-    name, arranged = "conv_rows", panels.in_tiles
-    if weight.shape[1] < channels:
-        name, arranged = "conv_depthwise", panels.by_channel
-    elif dtype == torch.float32:
-        quads = quads or winograd.quads(index, count, len(source), weight)
-        arranged = panels.by_output if quads is None else winograd.arranged(quads)
-        given.update(partial=second if out is None else out)
-    given.update(panels=panels.panels(weight, arranged))
-    task = Task(
-        count=count, taps=taps, channels=channels, outputs=outputs, activation=ACTIVATIONS.index(activation), slope=slope,
-        **{name: address(tensor) for name, tensor in given.items()},
-    )  # fmt: skip
-    if quads is not None:
-        side, windows, members = quads
-        library().conv_quads(ctypes.addressof(task), address(windows), address(members), len(windows), side, threads)
-    else:
-        of_dtype(name, source)(ctypes.addressof(task), threads)
-    return out, second
+
+    def _arranged(self, source, index, weight):
+        """(quads, panels of the weight), found once for an index and a state of the weight."""
+        now = state(weight)
+        if self._known is None or self._known[0]() is not index or self._known[1] != now:
+            quads, arranged = self._quads, panels.in_tiles
+            if self._depthwise:
+                arranged = panels.by_channel
+            elif self._dtype == torch.float32:
+                quads = quads or winograd.quads(index, self._count, source.shape[0], weight)
+                arranged = panels.by_output if quads is None else winograd.arranged(quads)
+            seen = _nothing if index is None else weakref.ref(index)
+            self._known = seen, now, quads, panels.panels(weight, arranged)
+        return self._known[2:]
+
+
+def _nothing():
+    return None
 
 
 def narrow_map(image, weight, bias, scale=None, shift=None, activation="none", slope=0.0):

@@ -161,12 +161,10 @@ class Program:
         return f"({targets},) = {line}" if many else f"{targets} = {line}"
 
     def _callable(self, func):
-        """The operator without its dispatch to Python; of our own the kernel that serves the device."""
+        """The operator without its dispatch to Python; of our own the kernel that serves the device, for this place alone."""
         name = func._schema.name
         return (
-            backends.implementation(name.removeprefix("sige::"), self._backend[0])
-            if name.startswith("sige::")
-            else func._op
+            backends.prepared(name.removeprefix("sige::"), self._backend[0]) if name.startswith("sige::") else func._op
         )
 
     def _constant(self, value):
