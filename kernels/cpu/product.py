@@ -118,13 +118,8 @@ class Product:
         else:
             side, windows, members = quads
             library().conv_quads(
-                ctypes.addressof(task),
-                windows.data_ptr(),
-                members.data_ptr(),
-                windows.shape[0],
-                side,
-                torch.get_num_threads(),
-            )
+                ctypes.addressof(task), windows.data_ptr(), members.data_ptr(), windows.shape[0], side, torch.get_num_threads()
+            )  # fmt: skip
         return out, second
 
     def _arranged(self, source, index, weight):

@@ -22,6 +22,17 @@ _ALIGNED = 16  # bytes that a box's rows, and all above them, must start at mult
 _forced = None
 
 
+@triton.jit
+def _corner(
+    index, position, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, KERNEL_HEIGHT: tl.constexpr, KERNEL_WIDTH: tl.constexpr
+):  # fmt: skip
+    """Map, row and column at which the box begins that a tile reads under the first tap; ``position`` is the tile's first one."""
+    row = tl.load(
+        index + position.to(tl.int64) * (KERNEL_HEIGHT * KERNEL_WIDTH) + KERNEL_HEIGHT * KERNEL_WIDTH // 2
+    ).to(tl.int32)
+    return row // (HEIGHT * WIDTH), row // WIDTH % HEIGHT - KERNEL_HEIGHT // 2, row % WIDTH - KERNEL_WIDTH // 2
+
+
 @triton.jit(do_not_specialize=["n"])
 def box_product(
     map, weight, index, bias, out, n,
@@ -42,22 +53,11 @@ def box_product(
     programs = tl.cdiv(n, AREA * BOXES)
     first = tl.program_id(0) % programs * (AREA * BOXES)
     o = tl.program_id(0) // programs * BN
-    row = tl.load(index + first.to(tl.int64) * TAPS + TAPS // 2).to(tl.int32)
-    map_number, y, x = (
-        row // (HEIGHT * WIDTH),
-        row // WIDTH % HEIGHT - KERNEL_HEIGHT // 2,
-        row % WIDTH - KERNEL_WIDTH // 2,
-    )
+    map_number, y, x = _corner(index, first, HEIGHT, WIDTH, KERNEL_HEIGHT, KERNEL_WIDTH)
     total = tl.zeros((AREA, BN), tl.float32)
     if BOXES == 2:
         # Of an odd number of tiles the last program computes the last one twice, and keeps one.
-        other = tl.minimum(first + AREA, n - AREA)
-        row = tl.load(index + other.to(tl.int64) * TAPS + TAPS // 2).to(tl.int32)
-        other_number, v, u = (
-            row // (HEIGHT * WIDTH),
-            row // WIDTH % HEIGHT - KERNEL_HEIGHT // 2,
-            row % WIDTH - KERNEL_WIDTH // 2,
-        )
+        other, v, u = _corner(index, tl.minimum(first + AREA, n - AREA), HEIGHT, WIDTH, KERNEL_HEIGHT, KERNEL_WIDTH)
         beside = tl.zeros((AREA, BN), tl.float32)
     for step in range(0, TAPS * STEPS):
         tap = step // STEPS
@@ -71,7 +71,7 @@ def box_product(
             right = right.to(tl.float32)
         total = tl.dot(left, right, total)
         if BOXES == 2:
-            left = map.load([other_number, v + down, u + across, c]).reshape(AREA, BK)
+            left = map.load([other, v + down, u + across, c]).reshape(AREA, BK)
             if WIDEN:
                 left = left.to(tl.float32)
             beside = tl.dot(left, right, beside)

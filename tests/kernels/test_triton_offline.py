@@ -57,6 +57,7 @@ def test_every_kernel_is_compiled(compiled):
     modules = (boxes, compaction, fused, gather, normalization, normalized, product, projection)
     jit = type(product.product)
     kernels = {name for module in modules for name, value in vars(module).items() if type(value) is jit}
+    kernels -= {"_corner"}  # part of one
     expected = {(capability, kernel) for capability in CAPABILITIES for kernel in kernels}
     expected -= {(capability, "box_product") for capability in CAPABILITIES if capability < HOPPER}
     assert {(capability, kernel) for _, capability, kernel in compiled} == expected
