@@ -17,9 +17,8 @@ from sige.kernels.cpu.library import After, Prefilled
 from sige.kernels.cpu.product import Product, map_affine, multiplied, narrow_map, of_dtype, served
 from sige.kernels.joined_rows import joined
 
-_PLACES = dict(
-    scale=1, shift=2, sample=3, target=6, positions=7
-)  # tensors that `After` points to, among `activate_rows`'s arguments
+# Tensors that `After` points to, and their places among the arguments of `activate_rows`.
+_PLACES = dict(scale=1, shift=2, sample=3, target=6, positions=7)
 
 
 def _apart(target, *read):

@@ -43,8 +43,8 @@ def _product(source, index, weight, bias, groups, dtype):
     sizes = [count, depth, channels, outputs, *source.stride(), taps]
     biased = int(bias is not None)
     if groups > 1 and channels < _FEW:
-        tiling = launch.each(count, width)
-        launch.run("convolution", "rows_product_of_few", types, (*arguments, [*sizes, biased, groups]), *tiling)
+        grid = launch.each(count, width)
+        launch.run("convolution", "rows_product_of_few", types, (*arguments, [*sizes, biased, groups]), *grid)
         return out
     across, down = -(-outputs // _OUTPUTS), -(-count // _ROWS)
     splits, share = _splits(across * down * groups, depth)
