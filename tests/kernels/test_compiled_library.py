@@ -313,3 +313,24 @@ def test_silu_is_right_to_the_last_bits(compiled):
     exact = F.silu(rows.double())
     got = ops.activate_rows(rows, activation="silu").double()
     assert ((got - exact).abs() / exact.abs().clamp(min=1e-30)).max() < 6e-7
+
+
+@built
+@pytest.mark.parametrize(
+    "operator, kernel",
+    [
+        pytest.param(
+            lambda: ops.conv_rows(random(30, 24), torch.zeros(5, 9, dtype=torch.long), random(8, 24, 3, 3), None),
+            "sige::conv_rows",
+            id="convolution",
+        ),
+        pytest.param(
+            lambda: ops.activate_rows(torch.ones(4, 16), activation="silu"), "sige::activate_rows", id="activation"
+        ),
+    ],
+)
+def test_a_profiler_is_told_of_compiled_kernels(operator, kernel):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        operator()
+    times = [event.self_cpu_time_total for event in profiler.events() if event.name.startswith(kernel)]
+    assert times and min(times) > 0
