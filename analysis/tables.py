@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sige.analysis import editing_tables, kernel_tables, network_tables
+from sige.analysis import editing_tables, gpu_table, kernel_tables, network_tables
 from sige.analysis.schema import write_atomically
 from sige.analysis.selection import (
     HEADLINE_MODEL,
@@ -206,6 +206,7 @@ def all_tables(table: pd.DataFrame, targets: Targets, verdicts: pd.DataFrame) ->
         "sige-sequential": ("Edits in a row, each on top of the last", editing_tables.sequence(table)),
         "networks-time": ("Every network: time of one step", network_tables.times_table(table)),
         "kernels": ("Operators of the kernels one by one", kernel_tables.kernels(table)),
+        "gpu": ("Time of one step on an NVIDIA GPU", gpu_table.gpu(table)),
         "sige-state": ("Remembered bytes of one step, MiB by kind", state_table(table, targets)),
         "sige-time-share": ("Time of one step by operator class", time_table(table)),
     }
