@@ -22,9 +22,11 @@ METHODS += ("incremental_bf16", "incremental_graphs", "incremental_graphs_boxes"
 
 def gpu(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row a network of `AIMS` and size of `SIZES`: milliseconds of each method on the newest GPU, or `NOT_RUN`; how many
-    times the fastest dense one is slower than our fastest; and what a step should take at most.
+    times the fastest dense one is slower than our fastest; and what a step should take at most. Empty where nothing was measured.
     """
     rows = own_rows(table)
+    if rows.empty:
+        return pd.DataFrame()
     rows = rows[(rows["hardware"] == "cuda") & (rows["metric"] == "latency") & rows["model"].isin(AIMS)]
     rows = rows[rows["device"] == newest_device(rows)]
     out = []

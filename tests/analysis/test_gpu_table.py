@@ -40,10 +40,14 @@ def line(table, network, size):
     return frame[(frame["network"] == network) & (frame["edit (%)"] == size)].iloc[0]
 
 
-def test_without_a_gpu_every_place_says_so():
-    frame = gpu_table.gpu(schema.empty_table())
+def test_without_a_gpu_every_place_says_so(table):
+    frame = gpu_table.gpu(table[table["hardware"] == "cpu"])
     times = frame[[f"{method} (ms)" for method in gpu_table.METHODS]]
     assert (len(frame), (times == gpu_table.NOT_RUN).all(axis=None)) == (25, True)
+
+
+def test_where_nothing_was_measured_it_is_empty():
+    assert gpu_table.gpu(schema.empty_table()).empty
 
 
 def test_what_was_measured_on_a_gpu_stands_in_its_place(table):
