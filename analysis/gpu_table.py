@@ -21,27 +21,31 @@ METHODS += ("incremental_bf16", "incremental_graphs", "incremental_graphs_boxes"
 
 
 def gpu(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a network of `AIMS` and size of `SIZES`: milliseconds of each method on the newest GPU, or `NOT_RUN`; how many
-    times the fastest dense one is slower than our fastest; and what a step should take at most. Empty where nothing was measured.
+    """Return one row a network of `AIMS` and size of `SIZES`: milliseconds of each method on the newest GPU, or `NOT_RUN`; the largest
+    speed-up of ours, as its run paired it, with its interval; what a step should take at most. Empty where nothing was measured.
     """
     rows = own_rows(table)
     if rows.empty:
         return pd.DataFrame()
-    rows = rows[(rows["hardware"] == "cuda") & (rows["metric"] == "latency") & rows["model"].isin(AIMS)]
+    rows = rows[(rows["hardware"] == "cuda") & rows["metric"].isin(["latency", "speedup"]) & rows["model"].isin(AIMS)]
     rows = rows[rows["device"] == newest_device(rows)]
     out = []
     for model, aims in AIMS.items():
         for size in SIZES:
             there = rows[(rows["model"] == model) & rows["edit"].isin([f"rectangle-{size:g}", f"labels-{size:g}"])]
-            times = dict(zip(there["method"], there["value"], strict=True))  # the newest of each: rows are in order
+            there = there.drop_duplicates(["method", "metric"], keep="last")
+            latency, speedup = (there[there["metric"] == metric] for metric in ("latency", "speedup"))
+            times = dict(zip(latency["method"], latency["value"], strict=True))
+            ours = speedup[speedup["method"].str.startswith("incremental")].sort_values("value").tail(1)
+            best = ours.iloc[0] if len(ours) else {"method": "", "baseline": ""}
             out.append(
                 {"network": model, "edit (%)": size}
                 | {f"{method} (ms)": times.get(method, NOT_RUN) for method in METHODS}
-                | {"ours against the best dense": _best(times, "dense") / _best(times, "incremental")}
-                | {"aim (ms)": aims.get(size, math.nan)}
+                | {"aim (ms)": aims.get(size, math.nan), "best of ours": best["method"], "against": best["baseline"]}
+                | {
+                    "speed-up": best.get("value", math.nan),
+                    "95 % from": best.get("lo", math.nan),
+                    "to": best.get("hi", math.nan),
+                }
             )
     return pd.DataFrame(out)
-
-
-def _best(times, kind):
-    return min((ms for method, ms in times.items() if method.startswith(kind)), default=math.nan)

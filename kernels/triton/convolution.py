@@ -47,7 +47,7 @@ def rows_product(
     arguments.update(WINDOW_WIDTH=tile[1] + width - 1, WINDOW=window)
     after = after or epilogue.NOTHING
     by_box = None
-    if tiling is not None and groups == 1 and rest is None:
+    if tiling is not None and groups == 1 and rest is None and count is None:
         by_box = boxes.cut(source, weight, tiling, rows)
     if by_box is not None:
         boxes.run(arguments | after, weight, tiling, by_box)

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 from sige.analysis import gpu_table, schema, tables
@@ -58,9 +59,21 @@ def test_what_was_measured_on_a_gpu_stands_in_its_place(table):
     assert measured == {"dense": 20.0, "dense_graphs": 4.0, "incremental_graphs": 0.5}
 
 
-def test_ours_is_against_the_best_dense_one(table):
-    ratios = [line(table, "ddpm_church256", size)["ours against the best dense"] for size in (1.2, 5)]
-    assert ratios[0] == 8 and math.isnan(ratios[1])
+def test_the_largest_speed_up_of_ours_stands_with_its_interval_and_baseline(rows_of, table):
+    paired = {"metric": "speedup", "unit": "x", "baseline": "dense_graphs"}
+    more = rows_of(
+        row("ddpm_church256", "rectangle-1.2", "incremental_bf16", 2.0, **paired, lo=1.9, hi=2.1),
+        row("ddpm_church256", "rectangle-1.2", "incremental_graphs", 8.0, **paired, lo=7.5, hi=8.5),
+        row("ddpm_church256", "rectangle-1.2", "sige", 9.0, **paired, lo=8.9, hi=9.1),
+    )
+    found = line(pd.concat([table, more], ignore_index=True), "ddpm_church256", 1.2)
+    shown = [found[column] for column in ("best of ours", "against", "speed-up", "95 % from", "to")]
+    assert shown == ["incremental_graphs", "dense_graphs", 8.0, 7.5, 8.5]
+
+
+def test_without_a_speed_up_none_is_made_of_the_times(table):
+    found = line(table, "ddpm_church256", 1.2)
+    assert (found["best of ours"], math.isnan(found["speed-up"])) == ("", True)
 
 
 def test_label_maps_have_edits_of_their_own(table):

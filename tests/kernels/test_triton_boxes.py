@@ -13,7 +13,7 @@ from torch import nn
 import sige
 from sige.active_set import ActiveSet
 from sige.kernels import backends, ops
-from sige.kernels.triton import boxes, launch, tiles
+from sige.kernels.triton import boxes, convolution, launch, tiles
 from sige.windows import Window, window_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,6 +151,14 @@ def test_else_row_numbers_serve(launched, change):
     case = Case(torch.float16, 16, 24, (8, 8))
     rows = case.rows(**{"bias": case.bias} | change(case))
     assert [name for name, _ in launched] == ["product"] and rows.isfinite().all()
+
+
+def test_a_count_on_the_device_is_served_by_row_numbers(launched):
+    case = Case(torch.float16, 16, 24, (8, 8))
+    count = torch.tensor([64], dtype=torch.int32, device=DEVICE)
+    with boxes.used():
+        convolution.rows_product(case.source, case.index, case.weight, case.bias, count=count, tiling=case.tiling)
+    assert [name for name, _ in launched] == ["product"]
 
 
 def test_groups_are_served_by_row_numbers(launched):
